@@ -1,0 +1,1 @@
+"""The systems that Forward-OFA is compared with."""

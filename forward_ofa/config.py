@@ -1,0 +1,98 @@
+"""Configurations: plain typed dataclasses, each field a thing that something reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from forward_ofa_device.backbones.contract import BackboneConfig
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Forward-OFA's own hyperparameters.
+
+    backbone: which network is generated.
+    extractor_history: items that E and E' read. The paper's cost figures fix it
+        to the backbone's own T; more costs the device a little once a request.
+    temperature: tau of Eq. 4. compact_weight: lambda of Eq. 12.
+    compact_warmup: share of training over which lambda grows from 0; at full
+        strength from the first step it empties the structure before it is learned.
+    keep_bias: first logit of every block.
+    spread: how far generated matrices lie around their base at first (see structure_mapper).
+    cut_probability: share of devices in training that get a drawn budget.
+    retrieval_weight: weight of the cloud's retrieval loss.
+    dropout: inside the backbone.
+    """
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    extractor_history: int = 5
+    temperature: float = 5.0
+    compact_weight: float = 0.005
+    compact_warmup: float = 0.3
+    keep_bias: float = 2.0
+    spread: float = 0.3
+    cut_probability: float = 0.0
+    retrieval_weight: float = 0.2
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.extractor_history < 1:
+            raise ValueError("extractor_history must be at least 1")
+        if self.temperature <= 0:
+            raise ValueError("temperature must be positive")
+        for name in ("compact_weight", "compact_warmup", "spread", "retrieval_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative")
+        for name in ("cut_probability", "dropout", "compact_warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and less than 1")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How one system is trained.
+
+    epochs: passes over all training targets. batch_size: networks a step.
+    targets_per_network: predictions made with one generated network; 1 is the paper's
+        protocol, more is what a session is, and generation is paid once for all of them.
+    learning_rate: Adam's, reached after `warmup_steps` and, from `decay_from` of all steps on,
+        lowered linearly to a twentieth. weight_decay: AdamW's.
+    clip_norm: largest norm of the gradient. seed: of everything that is drawn.
+    """
+
+    epochs: int
+    batch_size: int = 256
+    targets_per_network: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup_steps: int = 100
+    decay_from: float = 0.5
+    clip_norm: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "targets_per_network"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.learning_rate <= 0 or self.clip_norm <= 0:
+            raise ValueError("learning_rate and clip_norm must be positive")
+        if self.weight_decay < 0 or self.warmup_steps < 0:
+            raise ValueError("weight_decay and warmup_steps must not be negative")
+        if not 0 <= self.decay_from <= 1:
+            raise ValueError("decay_from must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: DeviceRec, then Forward-OFA, on the same data with the same protocol.
+
+    warm_start: Forward-OFA's bases B_k, shared parameters and item embeddings start from
+        the trained DeviceRec instead of fresh values.
+    candidates: items that the cloud retrieves for a device.
+    """
+
+    method: MethodConfig
+    device_rec: TrainingConfig
+    forward_ofa: TrainingConfig
+    warm_start: bool
+    candidates: int = 200

@@ -1,0 +1,168 @@
+"""What a network costs: the paper's accounting to the digit, and the true one beside it.
+
+FLOPs are multiply-accumulates. "paper" counts as `thop`, the tool behind the
+paper's tables, counts: no attention products; LayerNorms and softmaxes of
+skipped blocks too; generated parameters in Mbit of float32. "true" counts the
+attention products as well, and only blocks that are there.
+
+What the paper's tables say is reproduced by these recipes (T = 5, D = 64):
+
+Table 1, 5   SASRec 6 blocks 0.6244 M FLOPs, 3.9936 Mbit; NextItNet 12 blocks
+             1.5053 M, 9.5846 Mbit.
+Table 5      Forward-device 0.2544 M / 0.0503 M parameters (SASRec), 0.2548 M /
+             0.0507 M (NextItNet): two GRUs over T items and one linear layer. The
+             paper cuts the first figure off; rounded it is 0.2545.
+Table 5      Forward-cloud 8.1120 M and 19.2691 M parameters: L linear layers. Its
+             FLOPs, 0.2621 and 0.7864 M, are those of generating one matrix; all
+             blocks take 7.9872 M and 18.9727 M ("true").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from forward_ofa_device.artefact import ENCODINGS, BlockLayout
+from forward_ofa_device.backbones import build
+from forward_ofa_device.backbones.contract import BackboneConfig, Flops
+
+PAPER_BACKBONES = (BackboneConfig("sasrec", blocks=6), BackboneConfig("nextitnet", blocks=12))
+FLOAT32_BITS = 32
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """One sub-model of k blocks on the device.
+
+    flops: one forward pass over a window. parameter_mbit: the paper's "Param", float32,
+    shared parameters that the paper counts included. payload_bytes: the generated
+    parameters on the wire, by encoding, without the artefact's header.
+    """
+
+    kept: int
+    flops: Flops
+    parameter_mbit: float
+    payload_bytes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """Parameters and multiply-accumulates of the parts around the network."""
+
+    parameters: int
+    flops: Flops
+
+
+def network_cost(config: BackboneConfig, kept: int) -> NetworkCost:
+    """A sub-model of `kept` blocks; which ones makes no difference.
+
+    Raises ValueError unless 0 <= kept <= L.
+    """
+    if not 0 <= kept <= config.blocks:
+        raise ValueError(f"kept is {kept}: a sub-model has 0 to {config.blocks} blocks")
+    backbone = build(config)
+    layout = BlockLayout.of(backbone.block_parameters())
+    values = backbone.fixed_parameters() + kept * layout.size
+    return NetworkCost(
+        kept,
+        backbone.fixed_flops() + backbone.block_flops() * kept,
+        values * FLOAT32_BITS / 1e6,
+        {encoding: kept * layout.encoded_bytes(encoding) for encoding in ENCODINGS},
+    )
+
+
+def mean_network_cost(config: BackboneConfig, mean_kept: float) -> tuple[float, float, float]:
+    """(paper MFLOPs, true MFLOPs, paper Mbit) at a mean number of kept blocks, as in Table 1."""
+    none, one = network_cost(config, 0), network_cost(config, 1)
+    return (
+        (none.flops.paper + mean_kept * (one.flops.paper - none.flops.paper)) / 1e6,
+        (none.flops.true + mean_kept * (one.flops.true - none.flops.true)) / 1e6,
+        none.parameter_mbit + mean_kept * (one.parameter_mbit - none.parameter_mbit),
+    )
+
+
+def gru_flops(hidden: int, steps: int) -> int:
+    """A GRU of equal input and hidden width over `steps` items, as `thop` counts it.
+
+    Three gates of two matrices and the addition of their products, two biases each, and
+    the four products and sums that make the new state.
+    """
+    gate = 2 * hidden * hidden + hidden + 2 * hidden
+    return steps * (3 * gate + 4 * hidden)
+
+
+def gru_parameters(hidden: int) -> int:
+    return 6 * hidden * hidden + 6 * hidden
+
+
+def device_modules_cost(config: BackboneConfig, extractor_history: int) -> ModuleCost:
+    """E, H and E' (Table 5, "Forward-device"): run once a request, not once an inference."""
+    head = config.hidden * config.blocks
+    flops = 2 * gru_flops(config.hidden, extractor_history) + head
+    parameters = 2 * gru_parameters(config.hidden) + head + config.blocks
+    return ModuleCost(parameters, Flops(flops, flops))
+
+
+def cloud_modules_cost(config: BackboneConfig) -> ModuleCost:
+    """The L block hypernetworks (Table 5, "Forward-cloud").
+
+    flops.paper: one matrix of one block, which is what the table's figure is.
+    """
+    backbone = build(config)
+    specs = backbone.block_parameters()
+    size = sum(spec.size for spec in specs)
+    matrix = next(spec.size for spec in specs if spec.kind == "matrix")
+    return ModuleCost(
+        config.blocks * (config.hidden + 1) * size,
+        Flops(config.hidden * matrix, generation_flops(config, config.blocks)),
+    )
+
+
+def generation_flops(config: BackboneConfig, kept: int) -> int:
+    """Generating `kept` blocks on the cloud: D multiply-accumulates a value."""
+    size = sum(spec.size for spec in build(config).block_parameters())
+    return kept * config.hidden * size
+
+
+def cost_table(config: BackboneConfig, extractor_history: int) -> dict[str, Any]:
+    """Everything about one backbone under stable keys, for `forward-ofa cost --json`."""
+    device, cloud = (
+        device_modules_cost(config, extractor_history),
+        cloud_modules_cost(config),
+    )
+    return {
+        "backbone": config.name,
+        "blocks": config.blocks,
+        "hidden": config.hidden,
+        "history": config.history,
+        "extractor_history": extractor_history,
+        "network_by_kept_blocks": [
+            _network_json(network_cost(config, kept)) for kept in range(config.blocks + 1)
+        ],
+        "full_network": _network_json(network_cost(config, config.blocks)),
+        "forward_device": _module_json(device),
+        "forward_cloud": _module_json(cloud),
+    }
+
+
+def _network_json(cost: NetworkCost) -> dict[str, Any]:
+    return {
+        "kept_blocks": cost.kept,
+        "paper_flops": cost.flops.paper,
+        "paper_mflops": round(cost.flops.paper / 1e6, 4),
+        "true_flops": cost.flops.true,
+        "true_mflops": round(cost.flops.true / 1e6, 4),
+        "paper_mbit": round(cost.parameter_mbit, 4),
+        "payload_bytes": cost.payload_bytes,
+    }
+
+
+def _module_json(cost: ModuleCost) -> dict[str, Any]:
+    return {
+        "parameters": cost.parameters,
+        "mparameters": round(cost.parameters / 1e6, 4),
+        "paper_flops": cost.flops.paper,
+        "paper_mflops": round(cost.flops.paper / 1e6, 4),
+        "true_flops": cost.flops.true,
+        "true_mflops": round(cost.flops.true / 1e6, 4),
+    }

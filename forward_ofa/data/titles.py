@@ -1,0 +1,85 @@
+"""Titles of items, from the files that lie beside a log. They only make reports readable."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from forward_ofa.data.columns import ITEM_SYNONYMS, TITLE_SYNONYMS, find_column, to_ids
+from forward_ofa.data.log import DataError
+from forward_ofa.data.parquet import parquet_columns, parquet_header
+from forward_ofa.data.text import read_bytes
+
+TITLE_FILES = (
+    "u.item", "movies.dat", "movies.csv", "items.csv", "titles.csv", "items.tsv",
+    "items.parquet", "movies.parquet",
+)  # fmt: skip
+
+
+def find_titles(log_file: Path) -> dict[str, str]:
+    """Item id -> title from the first usable file beside the log; {} when there is none.
+
+    Raises DataError when such a file is there but damaged: a silent loss would be puzzling.
+    """
+    stem = log_file.name.partition(".")[0]
+    for name in (f"{stem}.item", *TITLE_FILES):
+        path = log_file.with_name(name)
+        if path.is_file() and path != log_file:
+            titles = _read_titles(path)
+            if titles:
+                return titles
+    return {}
+
+
+def _read_titles(path: Path) -> dict[str, str]:
+    if path.suffix == ".parquet":
+        return _parquet_titles(path)
+    data = read_bytes(path)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")  # the encoding of the older MovieLens releases
+    if path.suffix == ".dat":
+        rows = [line.split("::") for line in text.splitlines()]
+        return _pairs(rows, 0, 1)
+    if path.name == "u.item":
+        return _pairs([line.split("|") for line in text.splitlines()], 0, 1)
+    if path.suffix == ".item":
+        rows = [line.split("\t") for line in text.splitlines()]
+        header = [name.partition(":")[0] for name in rows[0]]
+        return _by_header(header, rows[1:])
+    return _csv_titles(path, text)
+
+
+def _csv_titles(path: Path, text: str) -> dict[str, str]:
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}: cannot be read: {error}. Repair or remove it.") from None
+    return _by_header(rows[0], rows[1:])
+
+
+def _by_header(header: list[str], rows: list[list[str]]) -> dict[str, str]:
+    item, title = find_column(header, ITEM_SYNONYMS), find_column(header, TITLE_SYNONYMS)
+    return {} if item is None or title is None else _pairs(rows, item, title)
+
+
+def _pairs(rows: list[list[str]], item: int, title: int) -> dict[str, str]:
+    return {
+        row[item]: row[title].strip()
+        for row in rows
+        if len(row) > max(item, title) and row[title].strip()
+    }
+
+
+def _parquet_titles(path: Path) -> dict[str, str]:
+    header = parquet_header(path)
+    item, title = find_column(header, ITEM_SYNONYMS), find_column(header, TITLE_SYNONYMS)
+    if item is None or title is None:
+        return {}
+    table = parquet_columns(path, [item, title])
+    ids = to_ids(table, header[item], str(path)).to_list()
+    titles = table.frame[header[title]].to_list()
+    return {key: str(value).strip() for key, value in zip(ids, titles, strict=True) if value}

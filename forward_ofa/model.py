@@ -1,0 +1,121 @@
+"""Forward-OFA as one trainable module: controller, mapper, assembled networks, retrieval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from forward_ofa.assembly import run_blocks
+from forward_ofa.config import MethodConfig
+from forward_ofa.ops import TorchOps
+from forward_ofa.structure_controller import (
+    StructureController,
+    apply_cuts,
+    choose_paths,
+    draw_cuts,
+    sample_gates,
+)
+from forward_ofa.structure_mapper import BlockHypernetwork, StructureMapper, initialise
+from forward_ofa_device.backbones import build
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B devices: what each had done when it asked for a network, and what it did with it.
+
+    history [B, N] items, padding last, lengths [B]: read by E and E'.
+    windows [B, M, T] items, padding first: what the network reads for each of M targets.
+    targets [B, M] items, 0: none. All int64.
+    """
+
+    history: Tensor
+    lengths: Tensor
+    windows: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What a device sends: logits [B, L] (after cuts), gates [B, L], interest h [B, D]."""
+
+    logits: Tensor
+    gates: Tensor
+    interest: Tensor
+
+
+def item_table(items: int, hidden: int) -> nn.Embedding:
+    """Embeddings [N + 1, D], row 0 for padding, standard deviation 0.02 as SASRec's."""
+    table = nn.Embedding(items + 1, hidden, padding_idx=0)
+    with torch.no_grad():
+        table.weight[1:].normal_(std=0.02)
+    return table
+
+
+class ForwardOFA(nn.Module):
+    """The whole method; see the modules it is made of for the equations."""
+
+    def __init__(self, items: int, config: MethodConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build(config.backbone)
+        hidden, blocks = config.backbone.hidden, config.backbone.blocks
+        specs = self.backbone.block_parameters()
+        self.ops = TorchOps(config.dropout)
+        self.items = item_table(items, hidden)
+        self.controller = StructureController(hidden, blocks, config.keep_bias)
+        self.mapper = StructureMapper(hidden, blocks, specs, config.spread)
+        self.query = nn.Linear(hidden, hidden)
+        self.shared = nn.ParameterDict(
+            {_key(s.name): nn.Parameter(initialise(s)) for s in self.backbone.shared_parameters()}
+        )
+
+    def train(self, mode: bool = True) -> ForwardOFA:
+        super().train(mode)
+        self.ops.training = mode
+        return self
+
+    @property
+    def extractor_history(self) -> int:
+        """Items that E and E' read, at most."""
+        return self.config.extractor_history
+
+    def hypernetwork(self, index: int) -> BlockHypernetwork:
+        """H'_k of block `index`."""
+        module = self.mapper.hypernetworks[index]
+        assert isinstance(module, BlockHypernetwork)
+        return module
+
+    def shared_parameters(self) -> dict[str, Tensor]:
+        """The backbone's shared parameters under their own names."""
+        return {s.name: self.shared[_key(s.name)] for s in self.backbone.shared_parameters()}
+
+    def adapt(self, batch: Batch) -> Adaptation:
+        """The device's part: path and interest. Samples in training, argmax in evaluation."""
+        history = self.items(batch.history)
+        logits = self.controller(history, batch.lengths)
+        if not self.training:
+            gates = choose_paths(logits).to(logits.dtype)
+            return Adaptation(logits, gates, self.mapper.interest(history, batch.lengths, logits))
+        cuts = draw_cuts(logits, self.config.cut_probability)
+        gates = sample_gates(logits, self.config.temperature) * ~cuts
+        seen = apply_cuts(logits, cuts)
+        return Adaptation(logits, gates, self.mapper.interest(history, batch.lengths, seen))
+
+    def vectors(self, batch: Batch, adaptation: Adaptation) -> Tensor:
+        """The generated networks' outputs [B, M, D] for all windows."""
+        return run_blocks(
+            self.backbone,
+            self.ops,
+            self.items(batch.windows),
+            batch.windows > 0,
+            lambda index: self.hypernetwork(index)(adaptation.interest),
+            self.shared_parameters(),
+            adaptation.gates,
+        )
+
+
+def _key(name: str) -> str:
+    """A parameter's name as nn.ParameterDict takes it."""
+    return name.replace(".", "__")

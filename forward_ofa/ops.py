@@ -1,0 +1,50 @@
+"""The operations of `backbones.contract.Ops` in torch, for training and for ONNX."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class TorchOps:
+    """Keeps `contract.Ops`. dropout: probability, applied only while `training` is true."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        self.dropout_probability = dropout
+        self.training = False
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if weight.ndim == 2:
+            return F.linear(x, weight.T, bias)
+        flat = x.flatten(1, -2)
+        y = torch.baddbmm(bias[:, None], flat, weight)
+        return y.reshape(*x.shape[:-1], weight.shape[-1])
+
+    def layer_norm(
+        self, x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        # The gain's shape is a constant where the input's is not: while traced for ONNX.
+        width = x.shape[-1:] if gain is None else gain.shape
+        return F.layer_norm(x, width, gain, bias, 1e-5)
+
+    def relu(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+    def softmax(self, x: Tensor) -> Tensor:
+        return F.softmax(x, dim=-1)
+
+    def mask(self, x: Tensor, keep: Tensor, value: float) -> Tensor:
+        return torch.where(keep, x, value)
+
+    def causal(self, length: int) -> Tensor:
+        return torch.ones(length, length, dtype=torch.bool).tril()
+
+    def taps(self, x: Tensor, width: int, dilation: int) -> Tensor:
+        length = x.shape[-2]
+        padded = F.pad(x, (0, 0, (width - 1) * dilation, 0))
+        columns = [padded.narrow(-2, j * dilation, length) for j in range(width)]
+        return torch.cat(columns, dim=-1)
+
+    def dropout(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout_probability, self.training)

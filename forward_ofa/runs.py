@@ -1,0 +1,184 @@
+"""Runs: a folder with everything about one training, from configuration to report.
+
+config.json        the configuration, as given
+data.json          the log, its filter, counts and fingerprint
+device-rec.safetensors, forward-ofa.safetensors   weights of the best epochs
+*.checkpoint       while training; removed when it is done
+report.json        figures on the test split, written last: a run with one is complete
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from forward_ofa.baselines.device_rec import DeviceRec
+from forward_ofa.config import MethodConfig, RunConfig, TrainingConfig
+from forward_ofa.data.sequences import SequenceDataset
+from forward_ofa.model import ForwardOFA
+from forward_ofa.report import describe
+from forward_ofa.training import Outcome, Progress, fit_seconds, train_device_rec, train_forward_ofa
+from forward_ofa_device.backbones.contract import BackboneConfig
+
+
+class RunError(Exception):
+    """A run's folder is not usable; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run in memory. report is empty until the run is complete."""
+
+    folder: Path
+    config: RunConfig
+    data_card: dict[str, Any]
+    device_rec: DeviceRec
+    forward_ofa: ForwardOFA
+    report: dict[str, Any]
+
+
+def train_run(
+    data: SequenceDataset,
+    config: RunConfig,
+    folder: Path,
+    progress: Progress,
+    resume: bool = False,
+) -> Run:
+    """DeviceRec, then Forward-OFA, then the test split once.
+
+    resume: go on from the folder's checkpoints. Raises RunError if the folder holds another
+    run and `resume` is false, and what `training.fit` raises.
+    """
+    started = time.monotonic()
+    _prepare_folder(folder, resume)
+    card = data_card(data)
+    write_json(folder / "config.json", asdict(config))
+    write_json(folder / "data.json", card)
+    device_rec, first = train_device_rec(
+        data, config.method, config.device_rec, progress, folder / "device-rec.checkpoint"
+    )
+    _save(folder / "device-rec.safetensors", device_rec)
+    forward_ofa, second = train_forward_ofa(
+        data,
+        config.method,
+        config.forward_ofa,
+        progress,
+        device_rec if config.warm_start else None,
+        folder / "forward-ofa.checkpoint",
+    )
+    _save(folder / "forward-ofa.safetensors", forward_ofa)
+    outcomes: dict[str, Outcome] = {"device-rec": first, "forward-ofa": second}
+    report = describe(data, config, device_rec, forward_ofa, "test")
+    report["training"] = {name: outcome.records for name, outcome in outcomes.items()}
+    report["seconds"] = time.monotonic() - started
+    write_json(folder / "report.json", report)
+    for checkpoint in folder.glob("*.checkpoint"):
+        checkpoint.unlink()
+    return Run(folder, config, card, device_rec, forward_ofa, report)
+
+
+def load_run(folder: Path) -> Run:
+    """A complete run. Raises RunError for one that is missing, unfinished or damaged."""
+    if not (folder / "report.json").exists():
+        raise RunError(
+            f"{folder} holds no complete run. Train one: forward-ofa train --run-dir {folder}"
+        )
+    try:
+        config = run_config_from_json(json.loads((folder / "config.json").read_text()))
+        card = json.loads((folder / "data.json").read_text())
+        report = json.loads((folder / "report.json").read_text())
+        device_rec = DeviceRec(card["items"], config.method.backbone, config.method.dropout)
+        device_rec.load_state_dict(load_file(folder / "device-rec.safetensors"))
+        forward_ofa = ForwardOFA(card["items"], config.method)
+        forward_ofa.load_state_dict(load_file(folder / "forward-ofa.safetensors"))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise RunError(f"the run in {folder} is damaged ({error}). Train it again.") from error
+    return Run(folder, config, card, device_rec.eval(), forward_ofa.eval(), report)
+
+
+def evaluate_run(run: Run, data: SequenceDataset, split: str) -> dict[str, Any]:
+    """The report of a run on the "validation" or "test" split.
+
+    Raises RunError if `data` is not what the run was trained on.
+    """
+    if data.fingerprint() != run.data_card["fingerprint"]:
+        raise RunError(
+            f"this log is not the one that {run.folder} was trained on "
+            f"({run.data_card['source']}): give the same --data and filter"
+        )
+    return describe(data, run.config, run.device_rec, run.forward_ofa, split)
+
+
+def estimate_seconds(data: SequenceDataset, config: RunConfig) -> float:
+    """How long `train_run` will take, from a few steps of each system."""
+    torch_state = torch.get_rng_state()
+    device_rec = DeviceRec(data.num_items, config.method.backbone, config.method.dropout)
+    forward_ofa = ForwardOFA(data.num_items, config.method)
+    seconds = fit_seconds(device_rec, data, config.device_rec)
+    seconds += fit_seconds(forward_ofa, data, config.forward_ofa)
+    torch.set_rng_state(torch_state)
+    return seconds
+
+
+def data_card(data: SequenceDataset) -> dict[str, Any]:
+    """What a run was trained on."""
+    return {
+        "name": data.name,
+        "source": data.source,
+        "notes": data.notes,
+        "filter": asdict(data.filter),
+        "users": data.num_users,
+        "items": data.num_items,
+        "interactions": data.num_interactions,
+        "fingerprint": data.fingerprint(),
+    }
+
+
+def run_config_from_json(raw: Mapping[str, Any]) -> RunConfig:
+    """What `asdict` wrote, read back. Raises KeyError, TypeError or ValueError."""
+    method = dict(raw["method"])
+    backbone = dict(method.pop("backbone"))
+    backbone["dilations"] = tuple(backbone["dilations"])
+    return RunConfig(
+        method=MethodConfig(backbone=BackboneConfig(**backbone), **method),
+        device_rec=TrainingConfig(**raw["device_rec"]),
+        forward_ofa=TrainingConfig(**raw["forward_ofa"]),
+        warm_start=raw["warm_start"],
+        candidates=raw["candidates"],
+    )
+
+
+def write_json(path: Path, value: object) -> None:
+    """Atomically: a reader sees the old file or the new one."""
+    temporary = path.with_name(path.name + ".writing")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _prepare_folder(folder: Path, resume: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not resume and (folder / "config.json").exists():
+        raise RunError(
+            f"{folder} holds a run already: add --resume to go on with it, "
+            "or give another --run-dir"
+        )
+    (folder / "report.json").unlink(missing_ok=True)
+
+
+def _save(path: Path, system: torch.nn.Module) -> None:
+    temporary = path.with_name(path.name + ".writing")
+    save_file({name: v.contiguous() for name, v in system.state_dict().items()}, temporary)
+    temporary.replace(path)
