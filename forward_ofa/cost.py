@@ -163,6 +163,7 @@ def _module_json(cost: ModuleCost) -> dict[str, Any]:
         "mparameters": round(cost.parameters / 1e6, 4),
         "paper_flops": cost.flops.paper,
         "paper_mflops": round(cost.flops.paper / 1e6, 4),
+        "paper_mflops_cut_off": cost.flops.paper // 100 / 1e4,
         "true_flops": cost.flops.true,
         "true_mflops": round(cost.flops.true / 1e6, 4),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -38,7 +40,7 @@ class TorchOps:
         return torch.where(keep, x, value)
 
     def causal(self, length: int) -> Tensor:
-        return torch.ones(length, length, dtype=torch.bool).tril()
+        return _causal(length)
 
     def taps(self, x: Tensor, width: int, dilation: int) -> Tensor:
         length = x.shape[-2]
@@ -48,3 +50,8 @@ class TorchOps:
 
     def dropout(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout_probability, self.training)
+
+
+@functools.cache
+def _causal(length: int) -> Tensor:
+    return torch.ones(length, length, dtype=torch.bool).tril()

@@ -63,7 +63,7 @@ def sample_gates(logits: Tensor, temperature: float, noise: Tensor | None = None
         noise = torch.logit(uniform)
     relaxed = torch.sigmoid((logits + noise) / temperature)
     hard = (logits + noise >= 0).to(logits.dtype)
-    return hard + relaxed - relaxed.detach()
+    return hard + (relaxed - relaxed.detach())
 
 
 def choose_paths(logits: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forward_ofa_device.cloud import Connection
-    from forward_ofa_device.device import Device, Ranked, RefreshOutcome
+    from forward_ofa_device.device import Device
     from forward_ofa_device.errors import (
         CloudError,
         CorruptFile,
@@ -29,14 +29,15 @@ if TYPE_CHECKING:
         UnknownItem,
         WrongVersion,
     )
+    from forward_ofa_device.outcome import Ranked, RefreshOutcome
     from forward_ofa_device.policy import Budget, RefreshPolicy
     from forward_ofa_device.wire import Cost
 
 _HOME = {
     "Connection": "cloud",
     "Device": "device",
-    "Ranked": "device",
-    "RefreshOutcome": "device",
+    "Ranked": "outcome",
+    "RefreshOutcome": "outcome",
     "CloudError": "errors",
     "CorruptFile": "errors",
     "DeviceError": "errors",

@@ -18,6 +18,7 @@ from forward_ofa_device.errors import CorruptFile
 
 MAX_HEADER_BYTES = 64 * 1024 * 1024
 MAX_DIMENSIONS = 8
+MAX_SIZE = 1 << 40
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -49,7 +50,7 @@ def write_header(
 
 def write_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
     """A whole file. Tensors are float32, float16 or int8; others raise TypeError."""
-    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     entries = {}
     for name, value in arrays.items():
         dtype = value.dtype.newbyteorder("<")
@@ -100,7 +101,7 @@ def _read_entry(
         dtype = _DTYPES[entry["dtype"]]
         shape = tuple(entry["shape"])
         start, end = entry["data_offsets"]
-        if not all(type(n) is int and 0 <= n <= len(body) for n in (*shape, start, end)):
+        if not all(type(n) is int and 0 <= n <= MAX_SIZE for n in (*shape, start, end)):
             raise ValueError("not sizes")
         if len(shape) > MAX_DIMENSIONS:
             raise ValueError("too many dimensions")

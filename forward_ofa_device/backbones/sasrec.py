@@ -9,7 +9,9 @@ the raw x, and the residual adds LN(x), not x. norm="pre" is the pre-LN block,
 y = x + Att(LN(x)); y + FFN(LN(y)). Both cost the same.
 
 Differences from the authors' code: padding is masked as a key; positions count
-from the end of the window, so that the newest item always has the same one.
+from the end of the window, so that the newest item always has the same one;
+dropout is applied to the embeddings and to each block's output, not inside (on a
+CPU its random numbers cost as much as the block).
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class SASRec:
         y = (x if pre else normed) + attended
         normed = ops.layer_norm(y)
         inner = ops.relu(ops.linear(normed, own["ffn1.weight"], own["ffn1.bias"]))
-        fed = ops.linear(ops.dropout(inner), own["ffn2.weight"], own["ffn2.bias"])
+        fed = ops.linear(inner, own["ffn2.weight"], own["ffn2.bias"])
         return (y if pre else normed) + ops.dropout(fed)
 
     def _attention(
@@ -66,10 +68,10 @@ class SASRec:
         query = self._heads(ops.linear(query_input, own["query.weight"], own["query.bias"]))
         key = self._heads(ops.linear(key_input, own["key.weight"], own["key.bias"]))
         value = self._heads(ops.linear(key_input, own["value.weight"], own["value.bias"]))
-        scores = query @ key.swapaxes(-1, -2) / math.sqrt(query.shape[-1])
+        scores = query @ key.swapaxes(-1, -2) / math.sqrt(self.config.hidden // self.config.heads)
         # A padded query row sees nothing valid; a finite value keeps its softmax finite.
         visible = ops.causal(self.config.history) & valid[..., None, None, :]
-        weights = ops.dropout(ops.softmax(ops.mask(scores, visible, -1e9)))
+        weights = ops.softmax(ops.mask(scores, visible, -1e9))
         mixed = (weights @ value).swapaxes(-2, -3)
         return mixed.reshape(*mixed.shape[:-2], self.config.hidden)
 

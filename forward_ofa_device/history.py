@@ -1,0 +1,95 @@
+"""The items that the user touched: on the device only, bounded, one JSON string a line.
+
+A touch appends one line, without waiting for the disk: a power loss costs the last
+touches at most, and a torn line costs itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter, deque
+from collections.abc import Iterable
+from pathlib import Path
+
+from forward_ofa_device.errors import StorageError
+from forward_ofa_device.store import write_atomic
+
+log = logging.getLogger(__name__)
+MAX_ID_LENGTH = 512
+
+
+class History:
+    """Item ids, oldest first; the oldest are forgotten beyond `limit`."""
+
+    def __init__(self, path: Path, limit: int, *, sync: bool = True) -> None:
+        self._path = path
+        self._sync = sync
+        self._items: deque[str] = deque()
+        self._counts: Counter[str] = Counter()
+        self._limit = limit
+        self._lines = 0
+        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        whole = [item for item in map(_item, lines[:-1]) if item is not None]
+        self._remember(whole)
+        self._lines = len(whole)
+        if lines[-1] or len(whole) < len(lines) - 1:
+            log.warning("the history has damaged lines: dropped")
+            self._compact()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self._counts
+
+    def items(self) -> tuple[str, ...]:
+        return tuple(self._items)
+
+    def seen(self) -> frozenset[str]:
+        return frozenset(self._counts)
+
+    def add(self, item_ids: Iterable[str]) -> None:
+        """Raises ValueError for what is no item id, StorageError if it cannot be written."""
+        added = [_checked(item) for item in item_ids]
+        text = "".join(json.dumps(item) + "\n" for item in added)
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
+        self._remember(added)
+        self._lines += len(added)
+        if self._lines > 2 * self._limit:
+            self._compact()
+
+    def _remember(self, items: Iterable[str]) -> None:
+        for item in items:
+            self._items.append(item)
+            self._counts[item] += 1
+        while len(self._items) > self._limit:
+            oldest = self._items.popleft()
+            self._counts[oldest] -= 1
+            if not self._counts[oldest]:
+                del self._counts[oldest]
+
+    def _compact(self) -> None:
+        text = "".join(json.dumps(item) + "\n" for item in self._items)
+        write_atomic(self._path, text.encode(), sync=self._sync)
+        self._lines = len(self._items)
+
+
+def _item(line: bytes) -> str | None:
+    try:
+        return _checked(json.loads(line))
+    except ValueError:
+        return None
+
+
+def _checked(item_id: object) -> str:
+    if not isinstance(item_id, str) or not 0 < len(item_id) <= MAX_ID_LENGTH:
+        raise ValueError(
+            f"{item_id!r:.80} is no item id: use the log's own ids, as text of at most "
+            f"{MAX_ID_LENGTH} characters"
+        )
+    return item_id
