@@ -1,0 +1,1 @@
+"""From generated blocks to one sparse sub-model, behind `ports.Assembler`."""

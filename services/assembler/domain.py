@@ -1,0 +1,109 @@
+"""Kept blocks' parameters to one artefact, with its digest and its cost."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from forward_ofa_device.artefact import BlockLayout, write_artefact
+from forward_ofa_device.backbones import build
+from forward_ofa_device.backbones.contract import Flops
+from services.assembler.settings import AssemblerSettings
+from services.checks import check_interest, check_path
+from services.errors import Fault, Reason
+from services.ports import (
+    AssembledNetwork,
+    Encoding,
+    GeneratedBlocks,
+    GenerationRequest,
+    Mapper,
+    NetworkCost,
+)
+from services.registry.contract import PublishedVersion
+from services.versions import Versions
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What assembling for one version takes: no tensors. blocks: L, hidden: D."""
+
+    backbone: str
+    blocks: int
+    hidden: int
+    layout: BlockLayout
+    block_flops: Flops
+    fixed_flops: Flops
+
+    @classmethod
+    def load(cls, published: PublishedVersion) -> Blueprint:
+        config = published.manifest.backbone
+        backbone = build(config)
+        return cls(
+            config.name,
+            config.blocks,
+            config.hidden,
+            BlockLayout.of(backbone.block_parameters()),
+            backbone.block_flops(),
+            backbone.fixed_flops(),
+        )
+
+    def flops(self, kept: int) -> Flops:
+        """One forward pass of a network with so many blocks."""
+        return self.fixed_flops + self.block_flops * kept
+
+
+class LocalAssembler:
+    """Keeps `ports.Assembler` on top of any Mapper."""
+
+    def __init__(
+        self, versions: Versions[Blueprint], mapper: Mapper, settings: AssemblerSettings
+    ) -> None:
+        self._versions, self._mapper, self._settings = versions, mapper, settings
+
+    async def assemble(self, request: GenerationRequest) -> AssembledNetwork:
+        """Raises Fault: a malformed request's before the mapper is asked, else the mapper's."""
+        blueprint = await self._versions.get(request.version)
+        path = check_path(request.path, blueprint.blocks)
+        check_interest(request.interest, blueprint.hidden)
+        limit = self._settings.mapper_seconds
+        timeout = limit if request.timeout is None else min(limit, request.timeout)
+        asked = time.perf_counter()
+        generated = await self._mapper.generate(replace(request, timeout=timeout))
+        answered = time.perf_counter()
+        _check_payloads(generated.payloads, sum(path), blueprint.layout, request.encoding)
+        artefact = write_artefact(
+            request.version,
+            blueprint.backbone,
+            path,
+            request.encoding,
+            blueprint.layout,
+            generated.payloads,
+        )
+        digest = hashlib.sha256(artefact).digest()
+        flops = blueprint.flops(sum(path))
+        cost = NetworkCost(
+            paper_device_flops=flops.paper,
+            true_device_flops=flops.true,
+            generation_flops=generated.generation_flops,
+            artefact_bytes=len(artefact),
+            queue_us=generated.queue_us,
+            map_us=_map_us(generated, answered - asked),
+            assemble_us=round((time.perf_counter() - answered) * 1e6),
+        )
+        return AssembledNetwork(artefact, digest, request.encoding, cost)
+
+
+def _map_us(generated: GeneratedBlocks, seconds: float) -> int:
+    """The mapper's time with its hop, without its queue."""
+    return max(generated.map_us, round(seconds * 1e6) - generated.queue_us)
+
+
+def _check_payloads(
+    payloads: Sequence[bytes], kept: int, layout: BlockLayout, encoding: Encoding
+) -> None:
+    """A mapper of another build could answer with other blocks than the header will name."""
+    size = layout.encoded_bytes(encoding)
+    if len(payloads) != kept or any(len(payload) != size for payload in payloads):
+        raise Fault(Reason.INTERNAL, detail="the mapper's blocks are not those of the layout")

@@ -1,0 +1,38 @@
+"""AssemblerService over gRPC: convert, call, convert back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from forward_ofa_api.assembler.v1 import assembler_pb2, assembler_pb2_grpc
+from services.ports import Assembler, GenerationRequest
+from services.wire import artefact_message, cost_message, encoding_name, time_left
+
+SERVICE = assembler_pb2.DESCRIPTOR.services_by_name["AssemblerService"].full_name
+
+
+class AssemblerServicer(assembler_pb2_grpc.AssemblerServiceServicer):
+    """See assembler.proto."""
+
+    def __init__(self, assembler: Assembler) -> None:
+        self._assembler = assembler
+
+    async def AssembleNetwork(
+        self,
+        request: assembler_pb2.AssembleNetworkRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> assembler_pb2.AssembleNetworkResponse:
+        network = await self._assembler.assemble(
+            GenerationRequest(
+                version=request.version,
+                path=request.path.bits,
+                interest=request.interest.values,
+                encoding=encoding_name(request.encoding),
+                timeout=time_left(context),
+            )
+        )
+        return assembler_pb2.AssembleNetworkResponse(
+            artefact=artefact_message(network), cost=cost_message(network.cost)
+        )

@@ -1,0 +1,19 @@
+"""Settings of the assembler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.runtime.settings import SettingsError
+
+
+@dataclass(frozen=True)
+class AssemblerSettings:
+    """mapper_seconds: how long to wait for the mapper at most; a caller's nearer deadline
+    counts."""
+
+    mapper_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.mapper_seconds <= 0:
+            raise SettingsError("mapper_seconds must be positive")

@@ -1,0 +1,1 @@
+"""The edge: admission, versions, sessions, retrieval, bundles."""

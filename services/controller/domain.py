@@ -1,0 +1,265 @@
+"""What devices ask for: networks, candidates, bundles."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from forward_ofa_device.rows import encode_rows
+from services.checks import check_interest, check_path, check_session_id
+from services.controller.bundles import BundleChunk, BundlePart, bundle_file, stream_file
+from services.controller.served import Allowance, ServedVersion
+from services.controller.settings import ControllerSettings
+from services.errors import Fault, Reason, RetryMs
+from services.ports import (
+    AssembledNetwork,
+    Assembler,
+    Encoding,
+    GenerationRequest,
+    SessionCandidates,
+    SessionStore,
+)
+from services.runtime.metrics import Metrics
+from services.versions import Versions
+
+MAX_ETAG = 128
+
+
+@dataclass(frozen=True)
+class NetworkRequest:
+    """See RequestNetworkRequest; `timeout`: seconds left to the caller, None: no deadline."""
+
+    version: str
+    session_id: str
+    path: bytes
+    interest: bytes
+    encoding: Encoding = "float16"
+    allowance: Allowance = field(default_factory=Allowance)
+    held_etag: str = ""
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class CandidatesRequest:
+    """See GetCandidatesRequest; interest None: the session's current candidates."""
+
+    version: str
+    session_id: str
+    interest: bytes | None = None
+    encoding: Encoding = "float16"
+    held_etag: str = ""
+
+
+@dataclass(frozen=True)
+class CandidateList:
+    """See Candidates. If not modified, ids and embeddings are empty."""
+
+    etag: str
+    not_modified: bool
+    encoding: Encoding
+    item_ids: list[str]
+    embeddings: bytes
+
+    @property
+    def bytes(self) -> int:
+        """Ids and embeddings."""
+        return len(self.embeddings) + sum(len(item.encode()) for item in self.item_ids)
+
+
+@dataclass(frozen=True)
+class NetworkReply:
+    """See RequestNetworkResponse. Times in microseconds."""
+
+    version: str
+    network: AssembledNetwork
+    candidates: CandidateList
+    assemble_us: int
+    retrieve_us: int
+    total_us: int
+    ttl_seconds: int
+    retry: RetryMs
+    current_version: str
+
+
+class Controller:
+    """See ControllerService in controller.proto; knows no transport."""
+
+    def __init__(
+        self,
+        versions: Versions[ServedVersion],
+        assembler: Assembler,
+        sessions: SessionStore,
+        settings: ControllerSettings,
+        metrics: Metrics,
+    ) -> None:
+        self._versions, self._assembler, self._sessions = versions, assembler, sessions
+        self._settings, self._metrics = settings, metrics
+        self._pool = ThreadPoolExecutor(settings.retrieval_workers, "retrieval")
+
+    async def request_network(self, request: NetworkRequest) -> NetworkReply:
+        """One network and its candidates. Raises Fault."""
+        arrived = time.perf_counter()
+        served = await self._versions.get(request.version)
+        _check_etag(request.held_etag)
+        check_session_id(request.session_id)
+        path = check_path(request.path, served.backbone.blocks)
+        interest = check_interest(request.interest, served.backbone.hidden)
+        served.check_budget(path, request.encoding, request.allowance)
+        assembling = asyncio.create_task(self._assemble(request))
+        retrieving = time.perf_counter()
+        try:
+            candidates = await self._retrieve(
+                served, request.session_id, interest, request.encoding, request.held_etag
+            )
+            retrieve_us = _us_since(retrieving)
+            network, assemble_us = await assembling
+        finally:
+            assembling.cancel()
+        reply = NetworkReply(
+            request.version,
+            network,
+            candidates,
+            assemble_us,
+            retrieve_us,
+            _us_since(arrived),
+            self._settings.network_ttl_seconds,
+            (self._settings.retry_min_ms, self._settings.retry_max_ms),
+            self._versions.current,
+        )
+        self._observe(reply, sum(path))
+        return reply
+
+    async def candidates(self, request: CandidatesRequest) -> CandidateList:
+        """Candidates alone, by interest or as the session has them. Raises Fault."""
+        served = await self._versions.get(request.version)
+        _check_etag(request.held_etag)
+        check_session_id(request.session_id)
+        if request.interest is not None:
+            interest = check_interest(request.interest, served.backbone.hidden)
+            found = await self._retrieve(
+                served, request.session_id, interest, request.encoding, request.held_etag
+            )
+        else:
+            known = await self._sessions.get(request.session_id)
+            if known is None or not _usable(known, served):
+                raise Fault(Reason.UNKNOWN_SESSION)
+            found = _candidate_list(served, known, request.encoding, request.held_etag)
+        self._metrics.response_bytes.labels("candidates").observe(found.bytes)
+        return found
+
+    async def bundle(
+        self, version: str, part: BundlePart | None, shard: int, offset: int
+    ) -> AsyncGenerator[BundleChunk, None]:
+        """One file of a bundle; version "": the current one. Raises Fault."""
+        if not version and offset:
+            raise Fault(Reason.MISSING_VERSION)
+        if not version and not self._versions.current:
+            raise Fault(Reason.NO_VERSION)
+        served = await self._versions.get(version or self._versions.current)
+        name = bundle_file(served.published, part, shard)
+        sent = 0
+        try:
+            async with aclosing(stream_file(served.published, name, offset)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+                    sent += len(chunk.data)
+        finally:
+            self._metrics.response_bytes.labels("bundle").observe(sent)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._pool.shutdown(cancel_futures=True)
+
+    async def _assemble(self, request: NetworkRequest) -> tuple[AssembledNetwork, int]:
+        """The network, and the assembler's microseconds with its hop, without the mapper's."""
+        asked = time.perf_counter()
+        try:
+            network = await self._assembler.assemble(
+                GenerationRequest(
+                    request.version,
+                    request.path,
+                    request.interest,
+                    request.encoding,
+                    request.timeout,
+                )
+            )
+        except Fault as fault:
+            if fault.reason in (Reason.UNKNOWN_VERSION, Reason.NO_VERSION):
+                # Served here, not there yet: the device did nothing wrong.
+                raise Fault(Reason.UPSTREAM_UNAVAILABLE, detail=str(fault)) from fault
+            raise
+        cost = network.cost
+        elsewhere = cost.queue_us + cost.map_us
+        return network, max(cost.assemble_us, _us_since(asked) - elsewhere)
+
+    async def _retrieve(
+        self,
+        served: ServedVersion,
+        session_id: str,
+        interest: np.ndarray,
+        encoding: Encoding,
+        held_etag: str,
+    ) -> CandidateList:
+        """Finds candidates and remembers them for the session. interest: [D]."""
+        rows = await asyncio.get_running_loop().run_in_executor(
+            self._pool, served.index.search, interest, self._settings.candidates
+        )
+        raw = served.version.encode() + b"\0" + rows.astype("<u4").tobytes()
+        found = SessionCandidates(
+            served.version, rows.tolist(), hashlib.sha256(raw).hexdigest()[:32]
+        )
+        await self._sessions.put(session_id, found)
+        return _candidate_list(served, found, encoding, held_etag)
+
+    def _observe(self, reply: NetworkReply, kept: int) -> None:
+        cost, metrics = reply.network.cost, self._metrics
+        metrics.device_flops.labels("paper").observe(cost.paper_device_flops)
+        metrics.device_flops.labels("true").observe(cost.true_device_flops)
+        metrics.generation_flops.observe(cost.generation_flops)
+        metrics.kept_blocks.observe(kept)
+        metrics.response_bytes.labels("artefact").observe(cost.artefact_bytes)
+        metrics.response_bytes.labels("candidates").observe(reply.candidates.bytes)
+        stages = {
+            "queue": cost.queue_us,
+            "map": cost.map_us,
+            "assemble": reply.assemble_us,
+            "retrieve": reply.retrieve_us,
+            "total": reply.total_us,
+        }
+        for stage, microseconds in stages.items():
+            metrics.stage_seconds.labels(stage).observe(microseconds / 1e6)
+
+
+def _check_etag(etag: str) -> None:
+    if len(etag) > MAX_ETAG:
+        raise Fault(Reason.TOO_LARGE, field="held_candidates_etag", limit=f"{MAX_ETAG} characters")
+
+
+def _usable(known: SessionCandidates, served: ServedVersion) -> bool:
+    """A store is another process: its rows may be of another version, or rubbish."""
+    rows = known.indices
+    return known.version == served.version and bool(rows) and max(rows) < len(served.item_ids)
+
+
+def _candidate_list(
+    served: ServedVersion, found: SessionCandidates, encoding: Encoding, held_etag: str
+) -> CandidateList:
+    etag = f"{found.etag}-{encoding}"
+    if etag == held_etag:
+        return CandidateList(etag, True, encoding, [], b"")
+    rows = np.asarray(found.indices, dtype=np.int64)
+    ids = [served.item_ids[row] for row in found.indices]
+    return CandidateList(
+        etag, False, encoding, ids, encode_rows(served.index.items[rows], encoding)
+    )
+
+
+def _us_since(moment: float) -> int:
+    return round((time.perf_counter() - moment) * 1e6)

@@ -1,0 +1,171 @@
+"""What the controller holds of a version: the item index, the budget's arithmetic, the bundle.
+
+Shape legend: N items, D hidden width, n retrieved items.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from forward_ofa_device.artefact import BlockLayout, artefact_bytes
+from forward_ofa_device.backbones import build
+from forward_ofa_device.backbones.contract import BackboneConfig, Flops
+from forward_ofa_device.errors import CorruptFile
+from forward_ofa_device.tensors import read_tensors
+from services.errors import Fault, Reason
+from services.ports import Encoding
+from services.registry.contract import CATALOGUE, ITEMS, RETRIEVAL, PublishedVersion
+
+
+@dataclass(frozen=True)
+class ItemIndex:
+    """Exact retrieval: the n items whose products with a query made from h are highest.
+
+    weight: [D, D], bias: [D] (query = weight @ h + bias). items: [N, D], memory-mapped.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    items: np.ndarray
+
+    def search(self, interest: np.ndarray, count: int) -> np.ndarray:
+        """Rows of `items`, best first; equal scores: the lower row. interest: [D].
+
+        Raises Fault NON_FINITE_INTEREST if a score overflows float32.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            scores = self.items @ (self.weight @ interest + self.bias)
+        if not np.isfinite(scores).all():
+            raise Fault(Reason.NON_FINITE_INTEREST, detail="retrieval scores overflow")
+        if count < len(scores):
+            least = np.partition(scores, len(scores) - count)[len(scores) - count]
+            rows = np.flatnonzero(scores >= least)
+        else:
+            rows = np.arange(len(scores))
+        return rows[np.argsort(-scores[rows], kind="stable")][:count]
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a device can afford; 0: no limit. See `Budget` in types.proto."""
+
+    max_artefact_bytes: int = 0
+    max_flops: int = 0
+
+
+@dataclass(frozen=True)
+class ServedVersion:
+    """One version at the controller, ready to answer."""
+
+    published: PublishedVersion
+    index: ItemIndex
+    item_ids: list[str]
+    layout: BlockLayout
+    block_flops: Flops
+    fixed_flops: Flops
+
+    @property
+    def version(self) -> str:
+        return self.published.manifest.version
+
+    @property
+    def backbone(self) -> BackboneConfig:
+        return self.published.manifest.backbone
+
+    @classmethod
+    def load(cls, published: PublishedVersion) -> ServedVersion:
+        """Verifies all files but the mapper's. Raises Fault CORRUPT_VERSION."""
+        published.verify(name for name in published.manifest.files if name.startswith("bundle/"))
+        backbone = build(published.manifest.backbone)
+        served = cls(
+            published,
+            _load_index(published),
+            _load_item_ids(published),
+            BlockLayout.of(backbone.block_parameters()),
+            backbone.block_flops(),
+            backbone.fixed_flops(),
+        )
+        served.index.search(np.zeros(backbone.config.hidden, np.float32), 1)
+        return served
+
+    def check_budget(
+        self, path: tuple[bool, ...], encoding: Encoding, allowance: Allowance
+    ) -> None:
+        """Raises Fault IMPOSSIBLE_BUDGET or BUDGET_EXCEEDED, naming how many blocks fit."""
+        kept = sum(path)
+        fit = self._fitting(path, encoding, allowance)
+        if kept <= fit:
+            return
+        if fit == 0:
+            raise Fault(
+                Reason.IMPOSSIBLE_BUDGET,
+                bytes=self._bytes(path, encoding, 1),
+                flops=(self.fixed_flops + self.block_flops).true,
+            )
+        raise Fault(Reason.BUDGET_EXCEEDED, kept=kept, fit=fit)
+
+    def _fitting(self, path: tuple[bool, ...], encoding: Encoding, allowance: Allowance) -> int:
+        """How many of the path's kept blocks the allowance has room for, first ones first."""
+        fit = sum(path)
+        if allowance.max_flops:
+            room = (allowance.max_flops - self.fixed_flops.true) // self.block_flops.true
+            fit = max(0, min(fit, room))
+        if allowance.max_artefact_bytes:
+            while fit and self._bytes(path, encoding, fit) > allowance.max_artefact_bytes:
+                fit -= 1
+        return fit
+
+    def _bytes(self, path: tuple[bool, ...], encoding: Encoding, kept: int) -> int:
+        left = kept
+        shorter = []
+        for keep in path:
+            shorter.append(keep and left > 0)
+            left -= shorter[-1]
+        return artefact_bytes(
+            self.version, self.backbone.name, tuple(shorter), encoding, self.layout
+        )
+
+
+def _load_index(published: PublishedVersion) -> ItemIndex:
+    manifest = published.manifest
+    d = manifest.backbone.hidden
+    head = _tensors(published, RETRIEVAL, {"query.weight": (d, d), "query.bias": (d,)})
+    items = _tensors(published, ITEMS, {"embeddings": (manifest.items, d)})
+    return ItemIndex(head["query.weight"], head["query.bias"], items["embeddings"])
+
+
+def _tensors(
+    published: PublishedVersion, name: str, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """float32 views into the memory-mapped file."""
+    try:
+        tensors, _ = read_tensors(memoryview(_map(published.path(name))))
+    except (CorruptFile, OSError, ValueError) as error:
+        raise published.corrupt(name, error) from error
+    if {key: value.shape for key, value in tensors.items()} != shapes:
+        raise published.corrupt(name, "the tensors are not those of the manifest")
+    if any(t.dtype != np.float32 or not np.isfinite(t).all() for t in tensors.values()):
+        raise published.corrupt(name, "values are not finite float32")
+    return tensors
+
+
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _load_item_ids(published: PublishedVersion) -> list[str]:
+    try:
+        ids = json.loads(published.path(CATALOGUE).read_text())["item_ids"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise published.corrupt(CATALOGUE, error) from error
+    if not isinstance(ids, list) or not all(isinstance(item, str) for item in ids):
+        raise published.corrupt(CATALOGUE, "item_ids is not a list of texts")
+    if len(ids) != published.manifest.items or len(set(ids)) != len(ids):
+        raise published.corrupt(CATALOGUE, "item_ids does not name every item once")
+    return ids

@@ -1,0 +1,246 @@
+"""Every error that the services answer with, in one catalogue.
+
+A component raises `Fault(Reason.X, ...)`; the interceptor renders it as a gRPC
+status with an `ErrorDetail`, clients turn that back into the same Fault. Only
+the texts of this file reach callers; `Fault.detail` goes to the log.
+
+`python -m services.errors` prints docs/errors.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+RetryMs = tuple[int, int]
+"""(earliest, latest) milliseconds until a retry makes sense."""
+
+
+class Reason(StrEnum):
+    """Stable names, `ErrorDetail.reason` on the wire."""
+
+    MALFORMED_MESSAGE = "MALFORMED_MESSAGE"
+    MALFORMED_INTEREST = "MALFORMED_INTEREST"
+    NON_FINITE_INTEREST = "NON_FINITE_INTEREST"
+    MALFORMED_PATH = "MALFORMED_PATH"
+    EMPTY_PATH = "EMPTY_PATH"
+    MALFORMED_SESSION = "MALFORMED_SESSION"
+    UNKNOWN_SESSION = "UNKNOWN_SESSION"
+    MISSING_VERSION = "MISSING_VERSION"
+    UNKNOWN_VERSION = "UNKNOWN_VERSION"
+    UNKNOWN_ENCODING = "UNKNOWN_ENCODING"
+    IMPOSSIBLE_BUDGET = "IMPOSSIBLE_BUDGET"
+    BUDGET_EXCEEDED = "BUDGET_EXCEEDED"
+    UNKNOWN_PART = "UNKNOWN_PART"
+    BAD_OFFSET = "BAD_OFFSET"
+    TOO_LARGE = "TOO_LARGE"
+    OVERLOADED = "OVERLOADED"
+    UPSTREAM_UNAVAILABLE = "UPSTREAM_UNAVAILABLE"
+    DEADLINE = "DEADLINE"
+    CORRUPT_VERSION = "CORRUPT_VERSION"
+    NO_VERSION = "NO_VERSION"
+    INTERNAL = "INTERNAL"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How one reason is rendered.
+
+    status: name of the gRPC status. text: what callers read, with {fields} of the
+    Fault. action: what to do, one sentence. retry: when to try again unless the
+    Fault says otherwise; None: trying the same again will not help.
+    """
+
+    status: str
+    text: str
+    action: str
+    retry: RetryMs | None = None
+
+
+CATALOGUE: Mapping[Reason, Entry] = {
+    Reason.MALFORMED_MESSAGE: Entry(
+        "INVALID_ARGUMENT",
+        "the message is not what {method} reads",
+        "Use stubs generated from protos/ or learn the API by server reflection.",
+    ),
+    Reason.MALFORMED_INTEREST: Entry(
+        "INVALID_ARGUMENT",
+        "the interest has {got} bytes, {expected} expected ({hidden} little-endian float32 values)",
+        "Send the final state of this version's interest extractor, 4 bytes a value.",
+    ),
+    Reason.NON_FINITE_INTEREST: Entry(
+        "INVALID_ARGUMENT",
+        "the interest is not finite, or so large that parameters made from it are not",
+        "Compute the interest again from the stored bundle; fetch the bundle anew if it persists.",
+    ),
+    Reason.MALFORMED_PATH: Entry(
+        "INVALID_ARGUMENT",
+        "{problem}",
+        "Send ceil(L / 8) bytes, block l as bit l mod 8 of byte l div 8, all other bits 0.",
+    ),
+    Reason.EMPTY_PATH: Entry(
+        "INVALID_ARGUMENT",
+        "the path keeps no block",
+        "Keep at least the block with the highest logit.",
+    ),
+    Reason.MALFORMED_SESSION: Entry(
+        "INVALID_ARGUMENT",
+        "the session id is not 8 to 64 of the characters A-Z a-z 0-9 _ -",
+        "Choose a new random session id, for example 16 random bytes in URL-safe base64.",
+    ),
+    Reason.UNKNOWN_SESSION: Entry(
+        "NOT_FOUND",
+        "the session has no candidates of this version (it ended, or it never asked)",
+        "Send the interest with the request.",
+    ),
+    Reason.MISSING_VERSION: Entry(
+        "INVALID_ARGUMENT",
+        "the request names no version",
+        "Name the version of the bundle that computed path and interest.",
+    ),
+    Reason.UNKNOWN_VERSION: Entry(
+        "FAILED_PRECONDITION",
+        "version {version} is not served; the current one is {current_version}",
+        "Fetch the bundle of the current version, compute path and interest with it, ask again.",
+    ),
+    Reason.UNKNOWN_ENCODING: Entry(
+        "INVALID_ARGUMENT",
+        "none of the encodings is known: {encodings}",
+        "Accept ENCODING_FLOAT16 (2), ENCODING_INT8 (3) or ENCODING_FLOAT32 (1), or send no list.",
+    ),
+    Reason.IMPOSSIBLE_BUDGET: Entry(
+        "INVALID_ARGUMENT",
+        "no network fits the budget: one block needs {bytes} bytes and {flops} FLOPs",
+        "Raise the budget to at least one block, or accept a smaller encoding.",
+    ),
+    Reason.BUDGET_EXCEEDED: Entry(
+        "INVALID_ARGUMENT",
+        "the path keeps {kept} blocks, the budget has room for {fit}",
+        "Cut the path to the blocks that fit before computing the interest, then ask again.",
+    ),
+    Reason.UNKNOWN_PART: Entry(
+        "NOT_FOUND",
+        "version {version} has no such bundle part: {part}",
+        "Ask for a part of BundlePart; the manifest in BUNDLE_PART_TENSORS names the shards.",
+    ),
+    Reason.BAD_OFFSET: Entry(
+        "OUT_OF_RANGE",
+        "offset {offset} lies beyond the {size} bytes of the part",
+        "Drop what was fetched and start again at offset 0.",
+    ),
+    Reason.TOO_LARGE: Entry(
+        "RESOURCE_EXHAUSTED",
+        "{field} is longer than {limit}",
+        "Send what the API describes; a valid request is far below every limit.",
+    ),
+    Reason.OVERLOADED: Entry(
+        "RESOURCE_EXHAUSTED",
+        "the service is full",
+        "Keep the present network and ask again within the retry window.",
+        (500, 3_000),
+    ),
+    Reason.UPSTREAM_UNAVAILABLE: Entry(
+        "UNAVAILABLE",
+        "a service behind this one cannot be reached",
+        "Keep the present network and ask again within the retry window.",
+        (500, 3_000),
+    ),
+    Reason.DEADLINE: Entry(
+        "DEADLINE_EXCEEDED",
+        "the deadline passed before the answer was ready",
+        "Ask again within the retry window, with a longer deadline if this happens often.",
+        (500, 3_000),
+    ),
+    Reason.CORRUPT_VERSION: Entry(
+        "DATA_LOSS",
+        "version {version} is damaged on the server: {file}",
+        "Ask again later; the operator must publish the version again or move the label.",
+        (30_000, 120_000),
+    ),
+    Reason.NO_VERSION: Entry(
+        "UNAVAILABLE",
+        "no version is loaded yet",
+        "Ask again within the retry window; the operator must publish and label a version.",
+        (1_000, 5_000),
+    ),
+    Reason.INTERNAL: Entry(
+        "INTERNAL",
+        "unexpected error; the request id is in the trailing metadata",
+        "Report the request id to the operator; ask again within the retry window.",
+        (10_000, 60_000),
+    ),
+}
+
+
+class _Fields(dict[str, object]):
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+class Fault(Exception):
+    """A failure that callers are told about.
+
+    `fields` fill the catalogue's text. `current_version`: the version to ask for
+    instead, where that is what is wrong. `detail`: for the log only. `retry`:
+    overrides the catalogue's window.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        *,
+        detail: str = "",
+        retry: RetryMs | None = None,
+        current_version: str = "",
+        **fields: object,
+    ) -> None:
+        entry = CATALOGUE[reason]
+        shown = current_version or "none"
+        self.reason = reason
+        self.status = entry.status
+        self.text = entry.text.format_map(_Fields(fields, current_version=shown))
+        self.action = entry.action
+        self.retry = retry or entry.retry
+        self.current_version = current_version
+        self.detail = detail
+        super().__init__(f"{reason}: {self.text}" + (f" ({detail})" if detail else ""))
+
+    @classmethod
+    def received(
+        cls, reason: Reason, text: str, retry: RetryMs | None, current_version: str
+    ) -> Fault:
+        """A Fault that another service answered with: its text, as it was rendered there."""
+        fault = cls(reason, retry=retry, current_version=current_version)
+        fault.text = text
+        fault.args = (f"{reason}: {text}",)
+        return fault
+
+
+def as_markdown() -> str:
+    """docs/errors.md."""
+    lines = [
+        "# Errors",
+        "",
+        "Every failed call carries an `ErrorDetail` (see",
+        "`protos/forward_ofa_api/types/v1/types.proto`) in the trailing metadata",
+        "`grpc-status-details-bin`, with one of the reasons below, and the id of the request in",
+        "`x-request-id`. Two answers come from gRPC itself and carry none: RESOURCE_EXHAUSTED for",
+        "a message above the server's limit, UNIMPLEMENTED for a method that it does not have.",
+        "",
+        "Retry: try again at a random moment of this window, in milliseconds; the answer's own",
+        "window counts. No window: the same request will fail again.",
+        "",
+        "Generated from `services/errors.py` by `python -m services.errors > docs/errors.md`.",
+        "",
+        "| reason | gRPC status | text | what to do | retry |",
+        "|---|---|---|---|---|",
+    ]
+    for reason, entry in CATALOGUE.items():
+        retry = f"{entry.retry[0]} to {entry.retry[1]}" if entry.retry else ""
+        lines.append(f"| `{reason}` | {entry.status} | {entry.text} | {entry.action} | {retry} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

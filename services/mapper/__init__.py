@@ -1,0 +1,1 @@
+"""The L block hypernetworks, behind `ports.Mapper`."""

@@ -1,0 +1,1 @@
+"""Immutable published versions, and the labels that point at them."""

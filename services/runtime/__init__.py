@@ -1,0 +1,1 @@
+"""The plumbing that every service shares: server, interceptor, metrics, channels, logs."""

@@ -1,0 +1,150 @@
+"""What Prometheus scrapes: one registry a process, made by the wiring, no globals."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from http.server import ThreadingHTTPServer
+from socketserver import TCPServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import MetricsHandler
+
+from services.runtime.settings import SettingsError, split_address
+
+# A network of 1 to 12 blocks at usual sizes costs 0.1 to 2 MFLOPs and 40 to 600 KB.
+_FLOPS = tuple(1e3 * m * 10**e for e in range(6) for m in (1, 2, 3, 5, 7))
+_BYTES = tuple(1024 * 2.0**n for n in range(14))
+_SECONDS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10,
+)  # fmt: skip
+
+
+class Metrics:
+    """The time series of a process. Attribute names say what is recorded, and in what unit."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        ProcessCollector(registry=r)
+        self.requests = Counter(
+            "forward_ofa_requests", "Calls by gRPC status", ["method", "code"], registry=r
+        )
+        self.request_seconds = Histogram(
+            "forward_ofa_request_seconds",
+            "From arrival to the last byte, by method",
+            ["method"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.in_flight = Gauge("forward_ofa_requests_in_flight", "Calls being served", registry=r)
+        self.rejections = Counter(
+            "forward_ofa_rejections", "Failed calls by reason (docs/errors.md)", ["reason"],
+            registry=r,
+        )  # fmt: skip
+        self.request_bytes = Histogram(
+            "forward_ofa_request_bytes",
+            "Size of request messages",
+            ["method"],
+            buckets=tuple(32 * 2.0**n for n in range(12)),
+            registry=r,
+        )
+        self._cost(r)
+        self._versions(r)
+
+    def _cost(self, r: CollectorRegistry) -> None:
+        self.device_flops = Histogram(
+            "forward_ofa_device_flops",
+            "Multiply-accumulates of one forward pass of a network that was sent; accounting: "
+            "paper (as its tables count) or true (attention products too)",
+            ["accounting"],
+            buckets=_FLOPS,
+            registry=r,
+        )
+        self.generation_flops = Histogram(
+            "forward_ofa_generation_flops",
+            "Multiply-accumulates that generating one network's parameters took",
+            buckets=tuple(10 * f for f in _FLOPS),
+            registry=r,
+        )
+        self.response_bytes = Histogram(
+            "forward_ofa_response_bytes",
+            "Bytes sent, by part: artefact, candidates, bundle",
+            ["part"],
+            buckets=_BYTES,
+            registry=r,
+        )
+        self.kept_blocks = Histogram(
+            "forward_ofa_kept_blocks",
+            "Blocks of the networks that were sent",
+            buckets=(*range(1, 13), 16, 24, 32),
+            registry=r,
+        )
+        self.stage_seconds = Histogram(
+            "forward_ofa_stage_seconds",
+            "Where a request's time went: queue, map, assemble, retrieve, total",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+
+    def _versions(self, r: CollectorRegistry) -> None:
+        self.session_cache = Counter(
+            "forward_ofa_session_cache", "Session look-ups: hit, miss, error", ["result"],
+            registry=r,
+        )  # fmt: skip
+        self.versions_loaded = Gauge(
+            "forward_ofa_versions_loaded", "Versions in memory", ["target"], registry=r
+        )
+        self.current_version = Gauge(
+            "forward_ofa_current_version",
+            "1 for the version that new sessions get",
+            ["target", "version"],
+            registry=r,
+        )
+        self.version_load_failures = Counter(
+            "forward_ofa_version_load_failures", "Loads that failed", ["target"], registry=r
+        )
+
+
+class MetricsServer:
+    """GET /metrics over HTTP in a thread of its own. address: HOST:PORT; port 0: a free one.
+
+    Raises SettingsError if the address cannot be taken.
+    """
+
+    def __init__(self, metrics: Metrics, address: str) -> None:
+        host, port = split_address(address, "metrics")
+        kind = _Http6 if ":" in host else _Http
+        try:
+            self._server = kind((host, port), MetricsHandler.factory(metrics.registry))
+        except OSError as error:
+            raise SettingsError(f"metrics cannot listen on {address}: {error.strerror}") from error
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"{shown}:{self._server.server_port}"
+        # A short poll, since that is how long `stop` waits.
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Closes the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    # Python's own default lets a second process take the port on some systems.
+    allow_reuse_port = False
+
+    def server_bind(self) -> None:
+        # HTTPServer would look the host up in DNS here, which can take seconds.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.socket.getsockname()[:2]
+
+
+class _Http6(_Http):
+    address_family = socket.AF_INET6

@@ -1,0 +1,1 @@
+"""Where the candidates of sessions are kept: in memory, or in Redis."""

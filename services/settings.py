@@ -1,0 +1,93 @@
+"""Everything that a process of the services is told, checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+
+from services.assembler.settings import AssemblerSettings
+from services.controller.settings import ControllerSettings
+from services.mapper.settings import MapperSettings
+from services.runtime.channels import check_target
+from services.runtime.settings import (
+    ChannelSettings,
+    ServerSettings,
+    SettingsError,
+    split_address,
+)
+from services.sessions.settings import SessionSettings
+from services.versions import VersionSettings
+
+Target = Literal["controller", "mapper", "assembler"]
+TARGETS: tuple[Target, ...] = ("controller", "assembler", "mapper")
+
+
+def parse_targets(text: str) -> tuple[Target, ...]:
+    """ "all" or a comma list of targets. Raises SettingsError."""
+    names = [name.strip() for name in text.split(",")]
+    if names == ["all"]:
+        return TARGETS
+    unknown = [name for name in names if name not in TARGETS]
+    if unknown or len(set(names)) != len(names):
+        raise SettingsError(
+            f"target is {text!r}: use all, or a comma list of {', '.join(TARGETS)}, each once"
+        )
+    return tuple(cast(Target, name) for name in names)
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """One process.
+
+    registry: folder of the published versions.
+    targets: which services run here; they share one port.
+    mapper, assembler: HOST:PORT (or dns:///NAME:PORT, all addresses of the name in turn) of
+        those that run elsewhere; None for those that run here or are not needed.
+    metrics: HOST:PORT of the HTTP endpoint /metrics; port 0 takes a free one.
+    ready_file: written, whole, once requests are answered: JSON with pid, address, targets
+        (target -> address), metrics and version; removed at the end.
+    server, channels, versions, sessions, mapping, assembling, controlling: see there.
+    """
+
+    registry: Path
+    targets: tuple[Target, ...] = TARGETS
+    mapper: str | None = None
+    assembler: str | None = None
+    metrics: str = "127.0.0.1:0"
+    ready_file: Path | None = None
+    server: ServerSettings = field(default_factory=ServerSettings)
+    channels: ChannelSettings = field(default_factory=ChannelSettings)
+    versions: VersionSettings = field(default_factory=VersionSettings)
+    sessions: SessionSettings = field(default_factory=SessionSettings)
+    mapping: MapperSettings = field(default_factory=MapperSettings)
+    assembling: AssemblerSettings = field(default_factory=AssemblerSettings)
+    controlling: ControllerSettings = field(default_factory=ControllerSettings)
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise SettingsError("no target: name at least one service to run")
+        if not self.registry.is_dir():
+            raise SettingsError(
+                f"there is no registry at {self.registry}: publish a version first, or create "
+                "the folder if one will be published later"
+            )
+        if self.ready_file is not None and not self.ready_file.parent.is_dir():
+            raise SettingsError(f"there is no folder {self.ready_file.parent} for the ready file")
+        split_address(self.metrics, "metrics")
+        self._check_upstream("mapper", self.mapper, needed_by="assembler")
+        self._check_upstream("assembler", self.assembler, needed_by="controller")
+
+    def _check_upstream(self, name: Target, address: str | None, needed_by: Target) -> None:
+        used = needed_by in self.targets and name not in self.targets
+        if used and address is None:
+            raise SettingsError(
+                f"target {needed_by} needs the {name}: run it here too, or give --{name} HOST:PORT"
+            )
+        if address is not None and not used:
+            raise SettingsError(
+                f"--{name} {address} would not be used: the targets {', '.join(self.targets)} "
+                f"call no {name} elsewhere"
+            )
+        if address is not None:
+            check_target(address, f"--{name}", self.channels)

@@ -1,0 +1,119 @@
+"""Between the API's messages and the values of `services.ports`: what servicers and
+clients convert alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
+
+from forward_ofa_api.types.v1 import types_pb2
+from services.errors import Fault, Reason
+from services.ports import AssembledNetwork, Encoding, NetworkCost
+
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+REQUEST_ID_KEY = "x-request-id"
+MAX_ENCODINGS = 16
+_NO_DEADLINE_SECONDS = 24 * 3600.0
+
+_NAMES: dict[int, Encoding] = {
+    types_pb2.ENCODING_FLOAT32: "float32",
+    types_pb2.ENCODING_FLOAT16: "float16",
+    types_pb2.ENCODING_INT8: "int8",
+}
+_NUMBERS: dict[Encoding, types_pb2.Encoding.ValueType] = {
+    "float32": types_pb2.ENCODING_FLOAT32,
+    "float16": types_pb2.ENCODING_FLOAT16,
+    "int8": types_pb2.ENCODING_INT8,
+}
+
+
+def time_left(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:
+    """Seconds until the caller's deadline; None if it has none."""
+    left: float | None = context.time_remaining()
+    return None if left is None or left > _NO_DEADLINE_SECONDS else left
+
+
+def encoding_name(number: int) -> Encoding:
+    """Raises Fault UNKNOWN_ENCODING."""
+    if number not in _NAMES:
+        raise Fault(Reason.UNKNOWN_ENCODING, encodings=number)
+    return _NAMES[number]
+
+
+def encoding_number(name: Encoding) -> types_pb2.Encoding.ValueType:
+    """The API's number of an encoding."""
+    return _NUMBERS[name]
+
+
+def choose_encoding(accepted: Sequence[int]) -> Encoding:
+    """The first one that is known; float16 if the caller has no wish.
+
+    Numbers of encodings to come are passed over, so that a newer device can list them.
+    Raises Fault UNKNOWN_ENCODING if none is known or one is ENCODING_UNSPECIFIED.
+    """
+    if not accepted:
+        return "float16"
+    if len(accepted) > MAX_ENCODINGS:
+        raise Fault(Reason.TOO_LARGE, field="accepted_encodings", limit=f"{MAX_ENCODINGS} entries")
+    known = [_NAMES[number] for number in accepted if number in _NAMES]
+    if not known or types_pb2.ENCODING_UNSPECIFIED in accepted:
+        raise Fault(Reason.UNKNOWN_ENCODING, encodings=", ".join(map(str, accepted)))
+    return known[0]
+
+
+def status_details(fault: Fault) -> bytes:
+    """The value of `grpc-status-details-bin` for a Fault."""
+    detail = types_pb2.ErrorDetail(
+        reason=fault.reason, action=fault.action, current_version=fault.current_version
+    )
+    if fault.retry is not None:
+        detail.retry.min_ms, detail.retry.max_ms = fault.retry
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    code: int = grpc.StatusCode[fault.status].value[0]
+    return types_pb2.StatusDetails(
+        code=code, message=fault.text, details=[packed]
+    ).SerializeToString()
+
+
+def fault_from_details(value: bytes) -> Fault | None:
+    """The Fault that another service sent; None if these are no details of ours."""
+    try:
+        details = types_pb2.StatusDetails.FromString(value)
+        for packed in details.details:
+            detail = types_pb2.ErrorDetail()
+            if packed.Unpack(detail) and detail.reason in Reason.__members__:
+                retry = (detail.retry.min_ms, detail.retry.max_ms)
+                return Fault.received(
+                    Reason(detail.reason),
+                    details.message,
+                    retry if detail.HasField("retry") else None,
+                    detail.current_version,
+                )
+    except DecodeError:
+        return None
+    return None
+
+
+def artefact_message(network: AssembledNetwork) -> types_pb2.Artefact:
+    """The API's message of a network."""
+    return types_pb2.Artefact(
+        data=network.artefact, sha256=network.sha256, encoding=encoding_number(network.encoding)
+    )
+
+
+def cost_message(cost: NetworkCost) -> types_pb2.Cost:
+    """The API's message of a network's cost, without what only the controller knows."""
+    return types_pb2.Cost(
+        paper_device_flops=cost.paper_device_flops,
+        true_device_flops=cost.true_device_flops,
+        generation_flops=cost.generation_flops,
+        artefact_bytes=cost.artefact_bytes,
+        times=types_pb2.StageTimes(
+            queue_us=cost.queue_us, map_us=cost.map_us, assemble_us=cost.assemble_us
+        ),
+    )

@@ -1,0 +1,274 @@
+"""Who gets what, for which target. The only place that knows whether a component runs here.
+
+    running = await start(ServeSettings(registry=Path("registry")))
+    running.address            # "127.0.0.1:50051"
+    await running.wait_ready()
+    await running.stop()
+
+`serve` is the same until SIGTERM or SIGINT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from services.clients import RemoteAssembler, RemoteMapper
+from services.ports import Assembler, Mapper, SessionStore
+from services.registry.contract import PublishedVersion
+from services.registry.files import FileRegistry
+from services.runtime.channels import open_channel
+from services.runtime.logs import log
+from services.runtime.metrics import Metrics, MetricsServer
+from services.runtime.server import Server
+from services.sessions.memory import MemorySessions
+from services.settings import ServeSettings, Target
+from services.versions import Versions
+
+_LOGGER = logging.getLogger(__name__)
+T = TypeVar("T")
+_Register = Callable[[grpc.aio.Server], None]
+
+
+class Running:
+    """Started services. address: HOST:PORT of gRPC, metrics_address: of HTTP."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        server: Server,
+        metrics_address: str,
+        versions: Mapping[Target, Versions[Any]],
+        stack: AsyncExitStack,
+    ) -> None:
+        self.address = server.address
+        self.metrics_address = metrics_address
+        self._settings, self._server = settings, server
+        self._versions, self._stack = versions, stack
+
+    @property
+    def version(self) -> str:
+        """The version that new sessions get; "" before all components have one."""
+        current = [versions.current for versions in self._versions.values()]
+        return current[0] if all(current) else ""
+
+    async def wait_ready(self) -> None:
+        """Until every component answers and health says so. Without a published version that
+        is for ever: put a timeout around it if that is not meant."""
+        while not all(versions.ready() for versions in self._versions.values()):
+            await asyncio.sleep(0.05)
+        await self._server.refresh_health()
+
+    def describe(self) -> dict[str, Any]:
+        """What the ready file says."""
+        return {
+            "pid": os.getpid(),
+            "address": self.address,
+            "targets": dict.fromkeys(self._settings.targets, self.address),
+            "metrics": self.metrics_address,
+            "version": self.version,
+        }
+
+    async def stop(self) -> None:
+        """Health says NOT_SERVING, running calls may end within drain_seconds, then all closes."""
+        await self._stack.aclose()
+
+
+async def start(settings: ServeSettings) -> Running:
+    """Starts the targets of one process, and loads the labelled version if there is one.
+
+    Without one the services run, answer NO_VERSION, are NOT_SERVING, and load it once it is
+    published. Raises SettingsError if an address cannot be taken.
+    """
+    async with AsyncExitStack() as stack:
+        metrics = Metrics()
+        endpoint = MetricsServer(metrics, settings.metrics)
+        stack.callback(endpoint.stop)
+        parts = _Components(settings, metrics, stack)
+        parts.build()
+        server = Server(settings.server, metrics, parts.health)
+        for register in parts.registrations:
+            register(server.grpc)
+        # Pushed last, so that calls end before anything that they use is closed.
+        stack.push_async_callback(server.stop)
+        await server.start()
+        for versions in parts.versions.values():
+            await versions.start()
+        await server.refresh_health()
+        return Running(settings, server, endpoint.address, parts.versions, stack.pop_all())
+    raise AssertionError("unreachable: the stack swallows no exception")
+
+
+async def serve(settings: ServeSettings) -> None:
+    """Runs until SIGTERM or SIGINT, then drains. A second signal ends the process at once."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    running = await start(settings)
+    announcing = asyncio.create_task(_announce(running, settings.ready_file))
+    stopping = asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait({announcing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if announcing.done():
+            announcing.result()
+            await stopping
+        log(_LOGGER, logging.INFO, "stopping", drain_seconds=settings.server.drain_seconds)
+    finally:
+        announcing.cancel()
+        stopping.cancel()
+        if settings.ready_file is not None:
+            settings.ready_file.unlink(missing_ok=True)
+        await running.stop()
+    log(_LOGGER, logging.INFO, "stopped")
+
+
+async def _announce(running: Running, ready_file: Path | None) -> None:
+    log(
+        _LOGGER, logging.INFO, "listening", address=running.address, metrics=running.metrics_address
+    )
+    if not running.version:
+        log(_LOGGER, logging.WARNING, "no version is labelled yet: publish and label one")
+    await running.wait_ready()
+    log(_LOGGER, logging.INFO, "ready", version=running.version)
+    if ready_file is not None:
+        _write_atomically(ready_file, json.dumps(running.describe()) + "\n")
+
+
+class _Components:
+    """Builds what the targets need; each from the one behind it."""
+
+    def __init__(self, settings: ServeSettings, metrics: Metrics, stack: AsyncExitStack) -> None:
+        self._settings, self._metrics, self._stack = settings, metrics, stack
+        self._registry = FileRegistry(settings.registry)
+        self.versions: dict[Target, Versions[Any]] = {}
+        self.registrations: list[_Register] = []
+        self.health: dict[str, Callable[[], bool]] = {}
+
+    def build(self) -> None:
+        targets = self._settings.targets
+        mapper: Mapper | None = None
+        assembler: Assembler | None = None
+        if "mapper" in targets:
+            mapper = self._mapper()
+        elif self._settings.mapper is not None:
+            mapper = RemoteMapper(self._channel(self._settings.mapper))
+        if "assembler" in targets and mapper is not None:
+            assembler = self._assembler(mapper)
+        elif self._settings.assembler is not None:
+            assembler = RemoteAssembler(self._channel(self._settings.assembler))
+        if "controller" in targets and assembler is not None:
+            self._controller(assembler)
+
+    # Imports are local so that a process loads the libraries of its targets alone: torch is
+    # the mapper's.
+
+    def _mapper(self) -> Mapper:
+        from forward_ofa_api.mapper.v1.mapper_pb2_grpc import add_MapperServiceServicer_to_server
+        from services.mapper.domain import BlockHypernetworks, LocalMapper
+        from services.mapper.servicer import SERVICE, MapperServicer
+
+        versions = self._hold("mapper", BlockHypernetworks.load)
+        mapper = LocalMapper(versions, self._settings.mapping)
+        self._stack.callback(mapper.close)
+        servicer = MapperServicer(mapper)
+        self._add(SERVICE, versions, lambda s: add_MapperServiceServicer_to_server(servicer, s))
+        return mapper
+
+    def _assembler(self, mapper: Mapper) -> Assembler:
+        from forward_ofa_api.assembler.v1.assembler_pb2_grpc import (
+            add_AssemblerServiceServicer_to_server,
+        )
+        from services.assembler.domain import Blueprint, LocalAssembler
+        from services.assembler.servicer import SERVICE, AssemblerServicer
+
+        versions = self._hold("assembler", Blueprint.load)
+        assembler = LocalAssembler(versions, mapper, self._settings.assembling)
+        servicer = AssemblerServicer(assembler)
+        self._add(SERVICE, versions, lambda s: add_AssemblerServiceServicer_to_server(servicer, s))
+        return assembler
+
+    def _controller(self, assembler: Assembler) -> None:
+        from forward_ofa_api.controller.v1.controller_pb2_grpc import (
+            add_ControllerServiceServicer_to_server,
+        )
+        from services.controller.domain import Controller
+        from services.controller.served import ServedVersion
+        from services.controller.servicer import SERVICE, ControllerServicer
+
+        versions = self._hold("controller", ServedVersion.load, labelled_only=True)
+        controller = Controller(
+            versions, assembler, self._sessions(), self._settings.controlling, self._metrics
+        )
+        self._stack.callback(controller.close)
+        servicer = ControllerServicer(controller)
+        self._add(SERVICE, versions, lambda s: add_ControllerServiceServicer_to_server(servicer, s))
+
+    def _sessions(self) -> SessionStore:
+        settings = self._settings.sessions
+        store: SessionStore
+        if settings.in_memory:
+            store = MemorySessions(
+                self._metrics, ttl_seconds=settings.ttl_seconds, limit=settings.limit
+            )
+        else:
+            from services.sessions.redis import RedisSessions
+
+            store = RedisSessions(
+                settings.redis_url, self._metrics, ttl_seconds=settings.ttl_seconds
+            )
+        self._stack.push_async_callback(store.close)
+        return store
+
+    def _hold(
+        self, target: Target, load: Callable[[PublishedVersion], T], *, labelled_only: bool = False
+    ) -> Versions[T]:
+        versions = Versions(
+            target,
+            self._registry,
+            load,
+            self._settings.versions,
+            self._metrics,
+            labelled_only=labelled_only,
+        )
+        self._stack.push_async_callback(versions.stop)
+        self.versions[target] = versions
+        return versions
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        channel = open_channel(address, self._settings.channels)
+        self._stack.push_async_callback(channel.close)
+        return channel
+
+    def _add(self, service: str, versions: Versions[Any], register: _Register) -> None:
+        self.health[service] = versions.ready
+        self.registrations.append(register)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,106 @@
+"""Settings that cannot work are refused, by name, before anything starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.__main__ import main, make_parser, read_settings
+from services.controller.settings import ControllerSettings
+from services.mapper.settings import MapperSettings
+from services.runtime.settings import ChannelSettings, ServerSettings, SettingsError
+from services.sessions.settings import SessionSettings
+from services.settings import ServeSettings, parse_targets
+from services.versions import VersionSettings
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda _: ServerSettings(listen="0.0.0.0:1"), "--allow-insecure"),
+        (lambda _: ServerSettings(listen="[::]:1"), "--allow-insecure"),
+        (lambda _: ServerSettings(listen="50051"), "HOST:PORT"),
+        (lambda _: ServerSettings(listen="127.0.0.1:99999"), "HOST:PORT"),
+        (lambda tmp: ServerSettings(tls_cert=tmp / "a.pem"), "belong together"),
+        (lambda tmp: ServerSettings(tls_cert=tmp / "a", tls_key=tmp / "b"), "no file"),
+        (lambda _: ServerSettings(max_concurrent_requests=0), "max_concurrent_requests"),
+        (lambda _: ServerSettings(drain_seconds=-1), "drain_seconds"),
+        (lambda tmp: ChannelSettings(ca=tmp / "ca.pem"), "no file"),
+        (lambda _: SessionSettings(url="mysql://x"), "redis://"),
+        (lambda _: SessionSettings(ttl_seconds=0), "ttl_seconds"),
+        (lambda _: MapperSettings(workers=0), "workers"),
+        (lambda _: ControllerSettings(candidates=0), "candidates"),
+        (lambda _: ControllerSettings(retry_min_ms=9, retry_max_ms=8), "retry_min_ms"),
+        (lambda _: VersionSettings(keep=0), "keep"),
+        (lambda tmp: ServeSettings(registry=tmp / "nowhere"), "publish a version first"),
+        (lambda tmp: ServeSettings(tmp, ("controller",)), "--assembler"),
+        (lambda tmp: ServeSettings(tmp, ("assembler",)), "--mapper"),
+        (lambda tmp: ServeSettings(tmp, mapper="127.0.0.1:1"), "would not be used"),
+        (lambda tmp: ServeSettings(tmp, ("mapper",), assembler="127.0.0.1:1"), "not be used"),
+        (lambda tmp: ServeSettings(tmp, ("assembler",), mapper="10.0.0.1:1"), "--upstream-ca"),
+        (lambda tmp: ServeSettings(tmp, metrics="nine"), "metrics"),
+        (lambda tmp: ServeSettings(tmp, ready_file=tmp / "no" / "r.json"), "no folder"),
+        (lambda _: parse_targets("controller,mapr"), "mapr"),
+        (lambda _: parse_targets("mapper,mapper"), "each once"),
+    ],
+)
+def test_refused(tmp_path, make, says):
+    with pytest.raises(SettingsError, match=says):
+        make(tmp_path)
+
+
+def test_targets():
+    assert set(parse_targets("all")) == {"controller", "assembler", "mapper"}
+    assert parse_targets("mapper, assembler") == ("mapper", "assembler")
+
+
+def test_a_mesh_may_do_without_tls(tmp_path):
+    channels = ChannelSettings(allow_insecure=True)
+    ServeSettings(tmp_path, ("assembler",), mapper="dns:///mapper:1", channels=channels)
+    ServerSettings(listen="0.0.0.0:1", allow_insecure=True)
+
+
+def test_celerys_spelling_of_a_socket():
+    settings = SessionSettings(url="redis+socket:///run/redis.sock?virtual_host=3")
+    assert settings.redis_url == "unix:///run/redis.sock?db=3"
+
+
+def test_the_command_line_has_the_defaults_of_the_classes(tmp_path):
+    settings, level = read_settings(["--registry", str(tmp_path)])
+    assert settings == ServeSettings(registry=tmp_path)
+    assert level == "INFO"
+
+
+def test_every_flag_is_read(tmp_path):
+    """Each flag, set to something else, changes the settings."""
+    default, _ = read_settings(["--registry", str(tmp_path)])
+    pem = tmp_path / "x.pem"
+    pem.write_text("")
+    texts = {
+        "--target": ["--target", "mapper"],
+        "--mapper": ["--target", "assembler", "--mapper", "127.0.0.1:7"],
+        "--assembler": ["--target", "controller", "--assembler", "127.0.0.1:7"],
+        "--listen": ["--listen", "127.0.0.1:7"],
+        "--metrics": ["--metrics", "127.0.0.1:7"],
+        "--sessions": ["--sessions", "redis://h:1/0"],
+        "--label": ["--label", "canary"],
+        "--tls-cert": ["--tls-cert", str(pem), "--tls-key", str(pem)],
+        "--tls-key": ["--tls-cert", str(pem), "--tls-key", str(pem)],
+        "--upstream-ca": ["--upstream-ca", str(pem)],
+        "--ready-file": ["--ready-file", str(pem)],
+        "--allow-insecure": ["--allow-insecure"],
+        "--retry-min-ms": ["--retry-min-ms", "5"],
+        "--log-level": ["--log-level", "DEBUG"],
+    }
+    for action in make_parser()._actions:
+        flag = action.option_strings[-1]
+        if flag in ("--help", "--registry"):
+            continue
+        text = texts.get(flag, [flag, "4321"])
+        changed, level = read_settings(["--registry", str(tmp_path), *text])
+        assert changed != default or level != "INFO", flag
+
+
+def test_bad_settings_end_with_2(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["services", "--registry", str(tmp_path / "none")])
+    assert main() == 2
+    assert "publish a version first" in capsys.readouterr().err
