@@ -68,15 +68,23 @@ def collate(data: SequenceDataset, sessions: Sessions, history: int, window: int
     windows = data.windows(users, ends.ravel(), window).reshape(size, width, window)
     targets = np.where(used, data.targets(users, ends.ravel()).reshape(size, width), 0)
     lengths = np.minimum(sessions.starts, history)
-    padded_first = data.windows(sessions.users, sessions.starts, history)
-    # Recurrent extractors read from the left and stop at the length: padding goes last.
-    order = (np.arange(history) + history - lengths[:, None]) % history
+    read = data.windows(sessions.users, sessions.starts, history)
     return Batch(
-        torch.from_numpy(np.take_along_axis(padded_first, order, 1).astype(np.int64)),
+        padding_last(read, lengths),
         torch.from_numpy(lengths.astype(np.int64)),
         torch.from_numpy(windows.astype(np.int64)),
         torch.from_numpy(targets.astype(np.int64)),
     )
+
+
+def padding_last(windows: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+    """Windows [B, N] with padding first to int64 [B, N] with padding last.
+
+    Recurrent extractors read from the left and stop at the length.
+    """
+    width = windows.shape[1]
+    order = (np.arange(width) + width - lengths[:, None]) % width
+    return torch.from_numpy(np.take_along_axis(windows, order, 1).astype(np.int64))
 
 
 def batches(

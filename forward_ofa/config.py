@@ -83,9 +83,29 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class FoundationConfig:
+    """How the foundation is trained (see forward_ofa/foundation.py).
+
+    training: its `batch_size` counts pieces of history, `targets_per_network` is not used.
+    length: targets of a piece. dropout: on embeddings and states.
+    """
+
+    training: TrainingConfig
+    length: int = 100
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError("length must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError("dropout must be at least 0 and less than 1")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run: DeviceRec, then Forward-OFA, on the same data with the same protocol.
 
+    foundation: trained first, both systems start from its item embeddings; None: from nothing.
     warm_start: Forward-OFA's bases B_k, shared parameters and item embeddings start from
         the trained DeviceRec instead of fresh values.
     candidates: items that the cloud retrieves for a device.
@@ -95,4 +115,5 @@ class RunConfig:
     device_rec: TrainingConfig
     forward_ofa: TrainingConfig
     warm_start: bool
+    foundation: FoundationConfig | None = None
     candidates: int = 200

@@ -22,11 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from forward_ofa.baselines.device_rec import DeviceRec
-from forward_ofa.config import MethodConfig, RunConfig, TrainingConfig
+from forward_ofa.config import FoundationConfig, MethodConfig, RunConfig, TrainingConfig
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.model import ForwardOFA
 from forward_ofa.report import describe
-from forward_ofa.training import Outcome, Progress, fit_seconds, train_device_rec, train_forward_ofa
+from forward_ofa.tasks import DeviceRecTask, ForwardOFATask, FoundationTask, Task
+from forward_ofa.training import Outcome, Progress, fit, fit_seconds
 from forward_ofa_device.backbones.contract import BackboneConfig
 
 
@@ -53,7 +54,7 @@ def train_run(
     progress: Progress,
     resume: bool = False,
 ) -> Run:
-    """DeviceRec, then Forward-OFA, then the test split once.
+    """The foundation, DeviceRec, Forward-OFA, then the test split once.
 
     resume: go on from the folder's checkpoints. Raises RunError if the folder holds another
     run and `resume` is false, and what `training.fit` raises.
@@ -63,20 +64,25 @@ def train_run(
     card = data_card(data)
     write_json(folder / "config.json", asdict(config))
     write_json(folder / "data.json", card)
-    device_rec, first = train_device_rec(
-        data, config.method, config.device_rec, progress, folder / "device-rec.checkpoint"
-    )
-    _save(folder / "device-rec.safetensors", device_rec)
-    forward_ofa, second = train_forward_ofa(
-        data,
-        config.method,
-        config.forward_ofa,
-        progress,
-        device_rec if config.warm_start else None,
-        folder / "forward-ofa.checkpoint",
-    )
-    _save(folder / "forward-ofa.safetensors", forward_ofa)
-    outcomes: dict[str, Outcome] = {"device-rec": first, "forward-ofa": second}
+    outcomes: dict[str, Outcome] = {}
+
+    def train(task: Task[Any], name: str) -> None:
+        outcomes[name] = fit(task, progress, folder / f"{name}.checkpoint")
+
+    method = config.method
+    foundation = None
+    if config.foundation is not None:
+        first = _foundation_task(data, config, config.foundation)
+        train(first, "foundation")
+        foundation = first.system
+    second = DeviceRecTask(data, method, config.device_rec, foundation)
+    train(second, "device-rec")
+    _save(folder / "device-rec.safetensors", second.system)
+    base = second.system if config.warm_start else None
+    third = ForwardOFATask(data, method, config.forward_ofa, base, foundation)
+    train(third, "forward-ofa")
+    _save(folder / "forward-ofa.safetensors", third.system)
+    device_rec, forward_ofa = second.system, third.system
     report = describe(data, config, device_rec, forward_ofa, "test")
     report["training"] = {name: outcome.records for name, outcome in outcomes.items()}
     report["seconds"] = time.monotonic() - started
@@ -120,13 +126,20 @@ def evaluate_run(run: Run, data: SequenceDataset, split: str) -> dict[str, Any]:
 
 def estimate_seconds(data: SequenceDataset, config: RunConfig) -> float:
     """How long `train_run` will take, from a few steps of each system."""
-    torch_state = torch.get_rng_state()
-    device_rec = DeviceRec(data.num_items, config.method.backbone, config.method.dropout)
-    forward_ofa = ForwardOFA(data.num_items, config.method)
-    seconds = fit_seconds(device_rec, data, config.device_rec)
-    seconds += fit_seconds(forward_ofa, data, config.forward_ofa)
-    torch.set_rng_state(torch_state)
-    return seconds
+    tasks: list[Task[Any]] = [
+        DeviceRecTask(data, config.method, config.device_rec),
+        ForwardOFATask(data, config.method, config.forward_ofa),
+    ]
+    if config.foundation is not None:
+        tasks.append(_foundation_task(data, config, config.foundation))
+    return sum(fit_seconds(task) for task in tasks)
+
+
+def _foundation_task(
+    data: SequenceDataset, config: RunConfig, foundation: FoundationConfig
+) -> FoundationTask:
+    method = config.method
+    return FoundationTask(data, foundation, method.backbone.hidden, method.extractor_history)
 
 
 def data_card(data: SequenceDataset) -> dict[str, Any]:
@@ -148,11 +161,16 @@ def run_config_from_json(raw: Mapping[str, Any]) -> RunConfig:
     method = dict(raw["method"])
     backbone = dict(method.pop("backbone"))
     backbone["dilations"] = tuple(backbone["dilations"])
+    foundation = raw["foundation"]
+    if foundation is not None:
+        training = TrainingConfig(**foundation["training"])
+        foundation = FoundationConfig(**{**foundation, "training": training})
     return RunConfig(
         method=MethodConfig(backbone=BackboneConfig(**backbone), **method),
         device_rec=TrainingConfig(**raw["device_rec"]),
         forward_ofa=TrainingConfig(**raw["forward_ofa"]),
         warm_start=raw["warm_start"],
+        foundation=foundation,
         candidates=raw["candidates"],
     )
 

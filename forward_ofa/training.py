@@ -1,21 +1,21 @@
-"""Training: one loop for every system, the same protocol for all of them.
+"""Training: one loop for every task, the same protocol for all of them.
 
-A run is fixed by its configuration and seed: same data, targets, loss and
-selection. After each epoch the validation split is evaluated (full ranking,
-NDCG@10) and the best epoch's weights are kept. The test split is not looked at here.
+A run is fixed by its configuration and seed. After each epoch the validation
+split is evaluated (full ranking, NDCG@10) and the best epoch's weights are kept.
+The test split is not looked at here.
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import hashlib
 import itertools
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,18 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forward_ofa.baselines.device_rec import DeviceRec
-from forward_ofa.batches import Sessions, batches, training_sessions
 from forward_ofa.checkpoint import load_checkpoint, save_checkpoint
-from forward_ofa.config import MethodConfig, TrainingConfig
-from forward_ofa.data.sequences import SequenceDataset
-from forward_ofa.evaluation import evaluate
-from forward_ofa.model import Batch, ForwardOFA
-from forward_ofa.objectives import compact_loss, next_item_loss, retrieval_loss
-
-System = ForwardOFA | DeviceRec
-Objective = Callable[[Batch, float], Tensor]
-"""(batch, share of training that is done) -> loss."""
+from forward_ofa.config import TrainingConfig
+from forward_ofa.tasks import Example, Task
 
 
 class TrainingError(Exception):
@@ -51,7 +42,7 @@ class Progress(Protocol):
         """One optimiser step was made."""
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch ended: epoch, loss, seconds, ndcg@10, hit@10, mean_kept_blocks, best."""
+        """An epoch ended: epoch, loss, seconds, the task's validation figures, best."""
 
 
 @dataclass(frozen=True)
@@ -69,115 +60,31 @@ class Outcome:
         return float(sum(record["seconds"] for record in self.records))
 
 
-def train_device_rec(
-    data: SequenceDataset,
-    method: MethodConfig,
-    config: TrainingConfig,
-    progress: Progress,
-    checkpoint: Path | None = None,
-) -> tuple[DeviceRec, Outcome]:
-    """The dense network shared by all devices. See `fit` for the errors."""
-    torch.manual_seed(config.seed)
-    system = DeviceRec(data.num_items, method.backbone, method.dropout)
-    objective = objective_of(system)
-    return system, fit("DeviceRec", system, objective, data, config, progress, checkpoint)
-
-
-def train_forward_ofa(
-    data: SequenceDataset,
-    method: MethodConfig,
-    config: TrainingConfig,
-    progress: Progress,
-    base: DeviceRec | None = None,
-    checkpoint: Path | None = None,
-) -> tuple[ForwardOFA, Outcome]:
-    """Forward-OFA (Eq. 12), from a trained DeviceRec if `base` is given. See `fit`."""
-    torch.manual_seed(config.seed)
-    system = ForwardOFA(data.num_items, method)
-    if base is not None:
-        start_from(system, base)
-
-    objective = objective_of(system)
-    return system, fit("Forward-OFA", system, objective, data, config, progress, checkpoint)
-
-
-def objective_of(system: System) -> Objective:
-    """The loss of a system: next item alone, or Eq. 12 with the cloud's retrieval beside it."""
-
-    items = system.items
-    if isinstance(system, DeviceRec):
-        shared = system
-
-        def shared_network(batch: Batch, done: float) -> Tensor:
-            return next_item_loss(shared.vectors(batch), items.weight, batch.targets)
-
-        return shared_network
-    method = system.config
-
-    def generated_networks(batch: Batch, done: float) -> Tensor:
-        adaptation = system.adapt(batch)
-        vectors = system.vectors(batch, adaptation)
-        strength = min(1.0, done / method.compact_warmup) if method.compact_warmup else 1.0
-        loss = next_item_loss(vectors, items.weight, batch.targets)
-        loss = loss + method.compact_weight * strength * compact_loss(adaptation.logits)
-        query = system.query(adaptation.interest)
-        return loss + method.retrieval_weight * retrieval_loss(query, items.weight, batch.targets)
-
-    return generated_networks
-
-
-@torch.no_grad()
-def start_from(system: ForwardOFA, base: DeviceRec) -> None:
-    """Item embeddings, shared parameters and bases B_k of a trained DeviceRec."""
-    system.items.weight.copy_(base.items.weight)
-    shared = base.shared_parameters()
-    for name, value in system.shared_parameters().items():
-        value.copy_(shared[name])
-    for index in range(base.backbone.config.blocks):
-        values = [value.flatten() for value in base.block_parameters(index).values()]
-        system.hypernetwork(index).bias.copy_(torch.cat(values))
-
-
-def fit(
-    stage: str,
-    system: System,
-    objective: Objective,
-    data: SequenceDataset,
-    config: TrainingConfig,
-    progress: Progress,
-    checkpoint: Path | None = None,
-) -> Outcome:
-    """Trains in place; the system ends with its best epoch's weights.
+def fit(task: Task[Example], progress: Progress, checkpoint: Path | None = None) -> Outcome:
+    """Trains the task's system in place; it ends with its best epoch's weights.
 
     checkpoint: a file that is written after each epoch; if it is there, training goes on
     from it. Raises TrainingError when the loss is no longer finite, CheckpointError for a
     file that is damaged or of another run, OSError when it cannot be written.
     """
     keep_memory()
+    system, config = task.system, task.config
     rng = np.random.default_rng(config.seed)
-    optimiser = torch.optim.AdamW(
-        system.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    run = run_identity(system, data, config)
+    optimiser = _optimiser(task)
     best: dict[str, Tensor] = {}
     records: list[dict[str, Any]] = []
+    run = run_identity(task)
     if checkpoint is not None and checkpoint.exists():
         best, saved = load_checkpoint(checkpoint, run, system, optimiser, rng)
         records = saved["records"]
-    total = config.epochs * _steps_per_epoch(data, config)
-    progress.begin(stage, total, len(records) * _steps_per_epoch(data, config))
+    steps, _ = task.epoch(np.random.default_rng(0))
+    progress.begin(task.name, config.epochs * steps, len(records) * steps)
     for epoch in range(len(records), config.epochs):
         started = time.monotonic()
-        loss = _train_epoch(system, objective, optimiser, data, config, rng, epoch, progress)
-        validation = evaluate(system, data, "validation")
-        record = {
-            "epoch": epoch + 1,
-            "loss": loss,
-            "seconds": time.monotonic() - started,
-            "ndcg@10": validation.ndcg,
-            "hit@10": validation.hit,
-            "mean_kept_blocks": float(validation.kept.mean()),
-        }
+        loss = _train_epoch(task, optimiser, rng, epoch, progress)
+        figures = task.validate()
+        record: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, **figures}
+        record["seconds"] = time.monotonic() - started
         record["best"] = all(record["ndcg@10"] > earlier["ndcg@10"] for earlier in records)
         if record["best"]:
             best = {name: value.clone() for name, value in system.state_dict().items()}
@@ -192,82 +99,61 @@ def fit(
 
 
 def _train_epoch(
-    system: System,
-    objective: Objective,
+    task: Task[Example],
     optimiser: torch.optim.Optimizer,
-    data: SequenceDataset,
-    config: TrainingConfig,
     rng: np.random.Generator,
     epoch: int,
     progress: Progress,
 ) -> float:
-    system.train()
-    sessions = training_sessions(data, config.targets_per_network, rng)
-    steps = math.ceil(len(sessions) / config.batch_size)
+    task.system.train()
+    steps, stream = task.epoch(rng)
     losses = []
-    for index, batch in enumerate(_batches(system, data, sessions, config, rng)):
-        done = (epoch + index / steps) / config.epochs
-        rate = learning_rate(config, epoch * steps + index, done)
+    for index, batch in enumerate(stream):
+        done = (epoch + index / steps) / task.config.epochs
+        rate = learning_rate(task.config, epoch * steps + index, done)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        value = _step(system, objective, optimiser, batch, done, config)
+        value = _step(task, optimiser, batch, done)
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss became {value} in epoch {epoch + 1}: "
-                f"use a lower --learning-rate than {config.learning_rate:g}"
+                f"use a lower --learning-rate than {task.config.learning_rate:g}"
             )
         losses.append(value)
         progress.step(value)
     return float(np.mean(losses))
 
 
-def _batches(
-    system: System,
-    data: SequenceDataset,
-    sessions: Sessions,
-    config: TrainingConfig,
-    rng: np.random.Generator,
-) -> Iterator[Batch]:
-    window = system.backbone.config.history
-    return batches(data, sessions, config.batch_size, system.extractor_history, window, rng)
-
-
 def _step(
-    system: System,
-    objective: Objective,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    done: float,
-    config: TrainingConfig,
+    task: Task[Example], optimiser: torch.optim.Optimizer, batch: Example, done: float
 ) -> float:
     """One optimiser step; nothing is changed if the loss is not finite. Returns the loss."""
-    loss = objective(batch, done)
+    loss = task.loss(batch, done)
     value = loss.item()
     if math.isfinite(value):
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(system.parameters(), config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(task.system.parameters(), task.config.clip_norm)
         optimiser.step()
     return value
 
 
-def fit_seconds(system: System, data: SequenceDataset, config: TrainingConfig) -> float:
-    """About how long `fit` will take, from a few steps. `system` is spoilt by it."""
+def fit_seconds(task: Task[Example]) -> float:
+    """About how long `fit` will take, from a few steps. The task's system is spoilt by it."""
     keep_memory()
-    system.train()
-    rng = np.random.default_rng(0)
-    optimiser = torch.optim.AdamW(system.parameters(), lr=config.learning_rate, fused=True)
-    sessions = training_sessions(data, config.targets_per_network, rng)
-    stream = _batches(system, data, sessions, config, rng)
+    task.system.train()
+    optimiser = _optimiser(task)
+    steps, stream = task.epoch(np.random.default_rng(0))
     warm, timed = 2, 6
+    started, made = 0.0, 0
     for index, batch in enumerate(itertools.islice(stream, warm + timed)):
         if index == warm:
             started = time.monotonic()
-        _step(system, objective_of(system), optimiser, batch, 0.5, config)
-    if index < warm:
+        _step(task, optimiser, batch, 0.5)
+        made = index + 1
+    if made <= warm:
         return 0.0
-    a_step = (time.monotonic() - started) / (index + 1 - warm)
-    return a_step * _steps_per_epoch(data, config) * config.epochs
+    return (time.monotonic() - started) / (made - warm) * steps * task.config.epochs
 
 
 def learning_rate(config: TrainingConfig, step: int, done: float) -> float:
@@ -279,17 +165,20 @@ def learning_rate(config: TrainingConfig, step: int, done: float) -> float:
     return config.learning_rate * warm * max(0.05, left)
 
 
-def _steps_per_epoch(data: SequenceDataset, config: TrainingConfig) -> int:
-    """About: where sessions are cut is drawn anew each epoch."""
-    sessions = training_sessions(data, config.targets_per_network, np.random.default_rng(0))
-    return math.ceil(len(sessions) / config.batch_size)
-
-
-def run_identity(system: System, data: SequenceDataset, config: TrainingConfig) -> str:
+def run_identity(task: Task[Example]) -> str:
     """Equal for two runs exactly if one may go on from the other's checkpoint."""
-    settings = asdict(system.config) if isinstance(system, ForwardOFA) else repr(system)
-    text = json.dumps([data.fingerprint(), asdict(config), settings], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    parts = [task.data.fingerprint(), dataclasses.asdict(task.config), task.settings()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _optimiser(task: Task[Example]) -> torch.optim.Optimizer:
+    config = task.config
+    return torch.optim.AdamW(
+        task.system.parameters(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def keep_memory() -> None:

@@ -248,9 +248,7 @@ def test_trains_exports_and_counts(config: BackboneConfig, tmp_path: Path) -> No
     )
     adaptation = system.train().adapt(batch)
     system.vectors(batch, adaptation).square().sum().backward()
-    assert all(
-        system.hypernetwork(i).weight.grad.abs().sum() > 0 for i in range(config.blocks)
-    )
+    assert all(system.hypernetwork(i).weight.grad.abs().sum() > 0 for i in range(config.blocks))
     table = cost_table(config, 4)
     costs = [row["paper_flops"] for row in table["network_by_kept_blocks"]]
     assert len(set(np.diff(costs))) == 1 and costs[-1] > costs[0] >= 0

@@ -20,7 +20,7 @@ from forward_ofa.structure_controller import (
     draw_cuts,
     sample_gates,
 )
-from forward_ofa.training import objective_of
+from forward_ofa.tasks import ForwardOFATask
 from forward_ofa_device.backbones.contract import BackboneConfig
 from forward_ofa_device.structure import SKIP_LOGIT, choose_path
 
@@ -138,7 +138,9 @@ def test_every_parameter_learns_and_is_saved_and_restored(
     """A public implementation of a rival keeps its generator in plain lists: never trained."""
     config = dataclasses.replace(SMALL, name=backbone)
     torch.manual_seed(0)
-    system = ForwardOFA(data.num_items, MethodConfig(config, extractor_history=8)).train()
+    method = MethodConfig(config, extractor_history=8)
+    task = ForwardOFATask(data, method, TrainingConfig(epochs=1))
+    system = task.system.train()
     before = {name: value.clone() for name, value in system.state_dict().items()}
     optimiser = torch.optim.AdamW(system.parameters(), lr=1e-3)
     hypernetworks = [n for n in before if n.startswith("mapper.hypernetworks.")]
@@ -146,7 +148,7 @@ def test_every_parameter_learns_and_is_saved_and_restored(
     moved: set[str] = set()
     for step in range(3):
         optimiser.zero_grad()
-        objective_of(system)(first_batch(data), 0.5).backward()
+        task.loss(first_batch(data), 0.5).backward()
         if step == 0:
             # No bias of a zero-spread entry may stand still either: all entries get gradient.
             for index in range(config.blocks):
@@ -195,9 +197,7 @@ def test_an_epoch_meets_every_training_target_once(data: SequenceDataset, target
     sessions = training_sessions(data, targets, np.random.default_rng(5))
     met = [
         (int(user), int(start) + slot)
-        for user, start, count in zip(
-            sessions.users, sessions.starts, sessions.counts, strict=True
-        )
+        for user, start, count in zip(sessions.users, sessions.starts, sessions.counts, strict=True)
         for slot in range(count)
     ]
     users, positions = data.train_positions()

@@ -1,0 +1,190 @@
+"""What can be trained: the foundation, DeviceRec, Forward-OFA. `training.fit` runs any of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forward_ofa.baselines.device_rec import DeviceRec
+from forward_ofa.batches import batches, training_sessions
+from forward_ofa.config import FoundationConfig, MethodConfig, TrainingConfig
+from forward_ofa.data.sequences import SequenceDataset
+from forward_ofa.evaluation import evaluate, hit, ndcg, user_batches
+from forward_ofa.foundation import Foundation, sequence_batches
+from forward_ofa.model import Batch, ForwardOFA
+from forward_ofa.objectives import compact_loss, next_item_loss, retrieval_loss
+
+Example = TypeVar("Example")
+
+
+class Task(Protocol[Example]):
+    """One system, its data and its objective."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def system(self) -> torch.nn.Module: ...
+
+    @property
+    def data(self) -> SequenceDataset: ...
+
+    @property
+    def config(self) -> TrainingConfig: ...
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but data and `config` that makes this another run."""
+
+    def epoch(self, rng: np.random.Generator) -> tuple[int, Iterator[Example]]:
+        """The steps of an epoch and its batches, drawn anew."""
+
+    def loss(self, batch: Example, done: float) -> Tensor:
+        """The objective; `done`: share of training that is behind."""
+
+    def validate(self) -> dict[str, float]:
+        """Figures on the validation split; "ndcg@10" chooses the best epoch."""
+
+
+@dataclass
+class FoundationTask:
+    """Next item at every position of whole histories."""
+
+    data: SequenceDataset
+    foundation: FoundationConfig
+    hidden: int
+    extractor_history: int
+
+    def __post_init__(self) -> None:
+        self.name = "Foundation"
+        self.config = self.foundation.training
+        torch.manual_seed(self.config.seed)
+        self.system = Foundation(self.data.num_items, self.hidden, self.foundation.dropout)
+
+    def settings(self) -> dict[str, Any]:
+        return {"hidden": self.hidden, **dataclasses.asdict(self.foundation)}
+
+    def epoch(self, rng: np.random.Generator) -> tuple[int, Iterator[Tensor]]:
+        pieces = -(-(self.data.lengths() - 3) // self.foundation.length)
+        steps = math.ceil(int(pieces.sum()) / self.config.batch_size)
+        return steps, sequence_batches(self.data, self.foundation, rng)
+
+    def loss(self, batch: Tensor, done: float) -> Tensor:
+        return self.system.loss(batch)
+
+    def validate(self) -> dict[str, float]:
+        self.system.eval()
+        stream = user_batches(self.data, "validation", self.extractor_history, 1)
+        parts = [self.system.ranks(b.history, b.lengths, b.targets[:, 0]) for b in stream]
+        ranks = torch.cat(parts).numpy()
+        return {"ndcg@10": float(ndcg(ranks).mean()), "hit@10": float(hit(ranks).mean())}
+
+
+class _NetworkTask:
+    """What DeviceRec and Forward-OFA share: sessions as batches, the same validation."""
+
+    system: ForwardOFA | DeviceRec
+    data: SequenceDataset
+    config: TrainingConfig
+
+    def epoch(self, rng: np.random.Generator) -> tuple[int, Iterator[Batch]]:
+        sessions = training_sessions(self.data, self.config.targets_per_network, rng)
+        history, window = self.system.extractor_history, self.system.backbone.config.history
+        size = self.config.batch_size
+        stream = batches(self.data, sessions, size, history, window, rng)
+        return math.ceil(len(sessions) / size), stream
+
+    def validate(self) -> dict[str, float]:
+        found = evaluate(self.system, self.data, "validation")
+        kept = float(found.kept.mean())
+        return {"ndcg@10": found.ndcg, "hit@10": found.hit, "mean_kept_blocks": kept}
+
+
+@dataclass
+class DeviceRecTask(_NetworkTask):
+    """The dense network shared by all devices."""
+
+    data: SequenceDataset
+    method: MethodConfig
+    config: TrainingConfig
+    foundation: Foundation | None = None
+
+    def __post_init__(self) -> None:
+        self.name = "DeviceRec"
+        torch.manual_seed(self.config.seed)
+        self.system: DeviceRec = DeviceRec(
+            self.data.num_items, self.method.backbone, self.method.dropout
+        )
+        if self.foundation is not None:
+            self.system.items.load_state_dict(self.foundation.items.state_dict())
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "backbone": dataclasses.asdict(self.method.backbone),
+            "dropout": self.method.dropout,
+            "foundation": self.foundation is not None,
+        }
+
+    def loss(self, batch: Batch, done: float) -> Tensor:
+        vectors = self.system.vectors(batch)
+        return next_item_loss(vectors, self.system.items.weight, batch.targets)
+
+
+@dataclass
+class ForwardOFATask(_NetworkTask):
+    """Eq. 12, with the cloud's retrieval beside it.
+
+    base: a trained DeviceRec to start from. foundation: where E, E' and retrieval start.
+    """
+
+    data: SequenceDataset
+    method: MethodConfig
+    config: TrainingConfig
+    base: DeviceRec | None = None
+    foundation: Foundation | None = None
+
+    def __post_init__(self) -> None:
+        self.name = "Forward-OFA"
+        torch.manual_seed(self.config.seed)
+        self.system: ForwardOFA = ForwardOFA(self.data.num_items, self.method)
+        if self.foundation is not None:
+            self.system.items.load_state_dict(self.foundation.items.state_dict())
+            self.foundation.start(self.system)
+        if self.base is not None:
+            start_from(self.system, self.base)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "method": dataclasses.asdict(self.method),
+            "base": self.base is not None,
+            "foundation": self.foundation is not None,
+        }
+
+    def loss(self, batch: Batch, done: float) -> Tensor:
+        method, system = self.method, self.system
+        adaptation = system.adapt(batch)
+        vectors = system.vectors(batch, adaptation)
+        items = system.items.weight
+        strength = min(1.0, done / method.compact_warmup) if method.compact_warmup else 1.0
+        loss = next_item_loss(vectors, items, batch.targets)
+        loss = loss + method.compact_weight * strength * compact_loss(adaptation.logits)
+        query = system.query(adaptation.interest)
+        return loss + method.retrieval_weight * retrieval_loss(query, items, batch.targets)
+
+
+@torch.no_grad()
+def start_from(system: ForwardOFA, base: DeviceRec) -> None:
+    """Item embeddings, shared parameters and bases B_k of a trained DeviceRec."""
+    system.items.load_state_dict(base.items.state_dict())
+    shared = base.shared_parameters()
+    for name, value in system.shared_parameters().items():
+        value.copy_(shared[name])
+    for index in range(base.backbone.config.blocks):
+        values = [value.flatten() for value in base.block_parameters(index).values()]
+        system.hypernetwork(index).bias.copy_(torch.cat(values))
