@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -75,13 +74,15 @@ def export_version(run: Run, data: SequenceDataset, staging: Path) -> str:
 def item_shards(data: SequenceDataset) -> list[tuple[list[str], np.ndarray]]:
     """(item ids, their rows in the item table) of each shard.
 
-    Shard 0: the most popular items. The others: the rest sorted by id, as text.
+    Shard 0: the most popular items. The others: the rest sorted by id, as text, in shards of
+    equal size within one item, each at least SHARD_ITEMS; a rest smaller than that joins shard 0.
     """
     order = np.argsort(-data.popularity()[1:], kind="stable")
     rest = sorted(order[POPULAR_ITEMS:].tolist(), key=lambda row: data.item_ids[row])
-    groups: list[Sequence[int]] = [order[:POPULAR_ITEMS].tolist()]
-    groups += [rest[at : at + SHARD_ITEMS] for at in range(0, len(rest), SHARD_ITEMS)]
-    return [([data.item_ids[row] for row in rows], np.array(rows)) for rows in groups]
+    shards = len(rest) // SHARD_ITEMS
+    popular = order if shards == 0 else order[:POPULAR_ITEMS]
+    groups = [popular, *(np.array_split(np.array(rest), shards) if shards else [])]
+    return [([data.item_ids[row] for row in rows], rows) for rows in groups]
 
 
 def _write_cloud(system: ForwardOFA, staging: Path) -> None:

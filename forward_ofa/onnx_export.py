@@ -11,6 +11,7 @@ runtime session for each network would cost far more than the inference.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -73,29 +74,41 @@ class BackboneProgram(nn.Module):
 def export_onnx(system: ForwardOFA, extractor: Path, backbone: Path) -> None:
     """Writes both programs. The system must be in evaluation mode."""
     config = system.backbone.config
-    history = torch.zeros(3, config.hidden)
-    torch.onnx.export(
-        ExtractorProgram(system).eval(),
-        (history, torch.tensor(config.blocks)),
-        extractor,
-        input_names=["history", "max_blocks"],
-        output_names=["logits", "path", "interest"],
-        dynamic_axes={"history": {0: "items"}},
-        opset_version=OPSET,
-        dynamo=False,
-    )
     size = sum(spec.size for spec in system.backbone.block_parameters())
-    torch.onnx.export(
-        BackboneProgram(system).eval(),
-        (
-            torch.zeros(config.history, config.hidden),
-            torch.ones(config.history, dtype=torch.bool),
-            torch.ones(config.blocks, dtype=torch.bool),
-            torch.zeros(config.blocks, size),
-        ),
-        backbone,
-        input_names=["window", "valid", "path", "blocks"],
-        output_names=["vector"],
-        opset_version=OPSET,
-        dynamo=False,
+    _export(
+        ExtractorProgram(system),
+        {"history": torch.zeros(3, config.hidden), "max_blocks": torch.tensor(config.blocks)},
+        ["logits", "path", "interest"],
+        {"history": {0: "items"}},
+        extractor,
     )
+    window = {
+        "window": torch.zeros(config.history, config.hidden),
+        "valid": torch.ones(config.history, dtype=torch.bool),
+        "path": torch.ones(config.blocks, dtype=torch.bool),
+        "blocks": torch.zeros(config.blocks, size),
+    }
+    _export(BackboneProgram(system), window, ["vector"], {}, backbone)
+
+
+def _export(
+    program: nn.Module,
+    inputs: dict[str, Tensor],
+    outputs: list[str],
+    dynamic_axes: dict[str, dict[int, str]],
+    path: Path,
+) -> None:
+    with warnings.catch_warnings():
+        # The tracing exporter keeps a GRU as one node, which the newer one unrolls; its
+        # warnings are about that choice and about shapes that are constants here.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            program.eval(),
+            tuple(inputs.values()),
+            path,
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_axes=dynamic_axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )

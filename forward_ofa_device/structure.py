@@ -8,7 +8,7 @@ SKIP_LOGIT = -4.0
 """What a block's logit becomes when a budget cuts it: sigmoid(-4) = 0.018, a plain "skip".
 
 E' starts from the logits, so it sees the structure that will really run; training
-draws such cuts (`TrainingConfig.cut_probability`), so the parameters fit it.
+draws such cuts (`MethodConfig.cut_probability`), so the parameters fit it.
 """
 
 

@@ -13,6 +13,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from forward_ofa.assembly import run_blocks
 from forward_ofa.config import MethodConfig
 from forward_ofa.cost import cost_table
@@ -30,8 +33,6 @@ from forward_ofa_device.artefact import (
 )
 from forward_ofa_device.backbones.contract import BackboneConfig
 from forward_ofa_device.ops import NumpyOps
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 NEW_BACKBONE = '''
 """A residual mixer over the window: one generated matrix a block."""
@@ -44,7 +45,8 @@ class Mixer:
 
     def block_parameters(self):
         d = self.config.hidden
-        return [ParameterSpec("mix.weight", (d, d), "matrix"), ParameterSpec("mix.bias", (d,), "zeros")]
+        weight = ParameterSpec("mix.weight", (d, d), "matrix")
+        return [weight, ParameterSpec("mix.bias", (d,), "zeros")]
 
     def shared_parameters(self):
         return [ParameterSpec("gain", (self.config.hidden,), "ones")]
@@ -53,7 +55,8 @@ class Mixer:
         return ops.mask(items, valid[..., None], 0.0)
 
     def block(self, ops, index, x, valid, own, shared):
-        return x + ops.relu(ops.linear(ops.layer_norm(x) * shared["gain"], own["mix.weight"], own["mix.bias"]))
+        normed = ops.layer_norm(x) * shared["gain"]
+        return x + ops.relu(ops.linear(normed, own["mix.weight"], own["mix.bias"]))
 
     def readout(self, ops, x, shared):
         return x[..., -1, :]

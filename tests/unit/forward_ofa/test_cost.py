@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from forward_ofa.config import MethodConfig
 from forward_ofa.cost import (
     PAPER_BACKBONES,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from forward_ofa.batches import batches, collate, last_item_sessions, training_sessions
 from forward_ofa.config import MethodConfig, TrainingConfig
 from forward_ofa.data import FilterConfig, SequenceDataset, generate_log, prepare

@@ -1,0 +1,91 @@
+# Forward-OFA: `make` shows what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+DATA ?=
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.9.9
+RUNTIME := $(VENV)/.runtime-installed
+DEV := $(VENV)/.dev-installed
+
+.PHONY: help
+help: ## show this
+	@echo 'Forward-OFA: a recommendation network made for each phone.'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; \
+	  do printf '  make %-14s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo '  PYTHON=python3.12 chooses the interpreter (3.11 or newer) that makes $(VENV)/.'
+
+.PHONY: demo
+demo: $(RUNTIME) ## the whole thing in minutes; DATA=path or name of a log, ARGS=--help for more
+	@$(BIN)/forward-ofa demo $(if $(DATA),--data '$(DATA)') $(ARGS)
+
+.PHONY: serve
+serve: $(RUNTIME) ## serve the version that the last demo made, until Ctrl-C; ARGS=--help for more
+	@$(BIN)/forward-ofa serve --metrics 127.0.0.1:9464 $(ARGS)
+
+.PHONY: test
+test: checks ## every check: lint, types, import rules, protos, tests (but the slow ones)
+	$(BIN)/pytest -m 'not slow' $(ARGS)
+
+.PHONY: test-all
+test-all: checks ## as `make test`, with the slow tests
+	$(BIN)/pytest $(ARGS)
+
+.PHONY: checks
+checks: lint types imports protos-check ## what `make test` checks before it runs a test
+
+.PHONY: lint
+lint: $(DEV) ## ruff (rules and format) and buf
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/buf lint protos
+
+.PHONY: types
+types: $(DEV) ## mypy --strict on our packages
+	$(BIN)/mypy
+
+.PHONY: imports
+imports: $(DEV) ## who may import whom (.importlinter)
+	$(BIN)/lint-imports
+
+.PHONY: protos
+protos: $(DEV) ## regenerate forward_ofa_api/ from protos/
+	scripts/protos.sh write
+
+.PHONY: protos-check
+protos-check: $(DEV) ## fail if forward_ofa_api/ is not what protos/ generates
+	scripts/protos.sh check
+
+.PHONY: format
+format: $(DEV) ## let ruff and buf repair what they can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/buf format --write protos
+
+.PHONY: requirements
+requirements: $(DEV) ## pin anew what requirements/*.in leave open
+	for name in runtime dev; do \
+	  $(BIN)/uv pip compile --quiet --no-annotate --no-header --torch-backend=cpu \
+	    "requirements/$$name.in" | sed 's/+cpu$$//' > "requirements/$$name.tmp"; \
+	  mv "requirements/$$name.tmp" "requirements/$$name.txt"; \
+	done
+
+.PHONY: clean
+clean: ## remove what was built and cached; .venv/, runs/ and downloaded data stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(RUNTIME): requirements/runtime.txt pyproject.toml scripts/install.sh
+	@scripts/install.sh '$(PYTHON)' $(VENV) $(UV_VERSION) requirements/runtime.txt
+	@touch $@
+
+$(DEV): requirements/dev.txt requirements/runtime.txt pyproject.toml scripts/install.sh
+	@scripts/install.sh '$(PYTHON)' $(VENV) $(UV_VERSION) requirements/dev.txt
+	@touch $(RUNTIME) $@

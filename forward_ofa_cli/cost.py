@@ -1,0 +1,113 @@
+"""`forward-ofa cost`: what networks and modules cost, the paper's accounting and the true one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from forward_ofa_cli.errors import CommandError, Exit
+
+
+def cost(
+    backbone: Annotated[
+        str | None, typer.Option(help="sasrec or nextitnet; both if left out.")
+    ] = None,
+    blocks: Annotated[int | None, typer.Option(help="L, if not the paper's 6 or 12.")] = None,
+    hidden: Annotated[int, typer.Option(help="Width d.")] = 64,
+    history: Annotated[int, typer.Option(help="Items that the network reads, T.")] = 5,
+    extractor_history: Annotated[
+        int | None,
+        typer.Option(help="Items that E and E' read, once a request; as --history if left out."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything, every k of kept blocks, as JSON.")
+    ] = False,
+) -> None:
+    """FLOPs, parameters and bytes of sub-models, device modules and hypernetworks.
+
+    FLOPs are multiply-accumulates. "paper" counts as the paper's tables do, "true" counts the
+    attention's products as well.
+
+    Examples:
+
+    `forward-ofa cost` is Tables 1 and 5 of the paper.
+
+    `forward-ofa cost --backbone sasrec --blocks 8 --history 50` is what a change would cost.
+
+    `forward-ofa cost --json | jq .sasrec.full_network.paper_mflops`
+    """
+    from forward_ofa.cost import PAPER_BACKBONES, cost_table
+
+    names = [config.name for config in PAPER_BACKBONES]
+    if backbone is not None and backbone not in names:
+        raise CommandError(f"--backbone {backbone}: use {' or '.join(names)}.", Exit.USAGE)
+    extracted = history if extractor_history is None else extractor_history
+    if extracted < 1:
+        raise CommandError("--extractor-history must be at least 1.", Exit.USAGE)
+    tables = {}
+    for config in PAPER_BACKBONES:
+        if backbone in (None, config.name):
+            try:
+                wanted = replace(
+                    config,
+                    blocks=config.blocks if blocks is None else blocks,
+                    hidden=hidden,
+                    history=history,
+                )
+                tables[config.name] = cost_table(wanted, extracted)
+            except ValueError as error:
+                raise CommandError(str(error), Exit.USAGE) from None
+    if as_json:
+        typer.echo(json.dumps(tables, indent=2))
+        return
+    console = Console(highlight=False)
+    for name, table in tables.items():
+        console.print(_networks(name, table))
+        console.print(_modules(table))
+        console.print()
+
+
+def _networks(name: str, table: dict[str, Any]) -> Table:
+    title = (
+        f"[bold]{name}[/]: {table['blocks']} blocks, d = {table['hidden']}, "
+        f"T = {table['history']}. A sub-model on the device, one inference"
+    )
+    shown = Table(title=title, title_justify="left")
+    for column in (
+        "kept blocks", "MFLOPs (paper)", "MFLOPs (true)", "Mbit (paper, float32)",
+        "bytes float32", "bytes float16", "bytes int8",
+    ):  # fmt: skip
+        shown.add_column(column, justify="right")
+    for row in table["network_by_kept_blocks"]:
+        sizes = row["payload_bytes"]
+        shown.add_row(
+            str(row["kept_blocks"]),
+            f"{row['paper_mflops']:.4f}",
+            f"{row['true_mflops']:.4f}",
+            f"{row['paper_mbit']:.4f}",
+            *(f"{sizes[encoding]:,}" for encoding in ("float32", "float16", "int8")),
+        )
+    return shown
+
+
+def _modules(table: dict[str, Any]) -> Table:
+    shown = Table(title="Around it, once a request", title_justify="left")
+    for column in ("part", "M parameters", "MFLOPs (paper)", "MFLOPs (true)"):
+        shown.add_column(column, justify="left" if column == "part" else "right")
+    for key, title in (
+        ("forward_device", f"on the device: E, H, E' over {table['extractor_history']} items"),
+        ("forward_cloud", "on the cloud: L block hypernetworks, all blocks"),
+    ):
+        part = table[key]
+        shown.add_row(
+            title,
+            f"{part['mparameters']:.4f}",
+            f"{part['paper_mflops']:.4f}",
+            f"{part['true_mflops']:.4f}",
+        )
+    return shown

@@ -1,0 +1,82 @@
+"""`forward-ofa publish`: a trained run becomes an immutable version."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from forward_ofa_cli import source
+from forward_ofa_cli.console import console
+from forward_ofa_cli.train import RunDir
+
+if TYPE_CHECKING:
+    from forward_ofa.data import SequenceDataset
+    from forward_ofa.runs import Run
+
+DEFAULT_REGISTRY = Path("registry")
+
+
+def publish(
+    run_dir: RunDir,
+    registry: Annotated[Path, typer.Option(help="The registry's folder.")] = DEFAULT_REGISTRY,
+    label: Annotated[
+        str, typer.Option(help="Let this label point at it; services follow `stable`. '': none.")
+    ] = "stable",
+    data: Annotated[
+        str | None, typer.Option(help="Where the log is now, if it is no longer where it was.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Version and label as JSON.")] = False,
+) -> None:
+    """Export a run and publish it: mapper, items, device bundle, report, with digests.
+
+    The version appears whole or not at all, and never changes. Running services pick up the
+    label within a second and keep serving the version before.
+
+    Example: `forward-ofa publish --run-dir runs/ml-1m --label canary`
+    """
+    from forward_ofa.runs import load_run
+
+    out = console(stderr=as_json)
+    run = load_run(run_dir)
+    version = publish_run(run, source.remembered(run_dir, data).load(out), registry, label)
+    if as_json:
+        typer.echo(json.dumps({"version": version, "label": label, "registry": str(registry)}))
+        return
+    pointing = f", label {label}" if label else ""
+    out.print(f"Published version {version}{pointing} in {registry}.")
+    out.print(f"Serve it: forward-ofa serve --registry {registry}")
+
+
+def publish_run(run: Run, data: SequenceDataset, root: Path, label: str) -> str:
+    """Export, publish, label; returns the version's id.
+
+    Raises RegistryError, RunError if `data` is not the run's, Fault, OSError.
+    """
+    from forward_ofa.export import export_version
+    from forward_ofa.runs import RunError
+    from services.registry.files import FileRegistry
+
+    if data.fingerprint() != run.data_card["fingerprint"]:
+        raise RunError(
+            f"this log is not the one that {run.folder} was trained on "
+            f"({run.data_card['source']}): give the same --data"
+        )
+    registry = FileRegistry(root)
+    staging = registry.staging()
+    try:
+        with warnings.catch_warnings():
+            # PyTorch warns of batches when it traces a GRU; these programs serve one device.
+            warnings.simplefilter("ignore", UserWarning)
+            export_version(run, data, staging)
+        version = registry.publish(staging)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    if label:
+        registry.label(label, version)
+    return version

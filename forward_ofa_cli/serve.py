@@ -1,0 +1,75 @@
+"""`forward-ofa serve`: the services, in one process or split by --target."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import typer
+
+from forward_ofa_cli.console import console
+from forward_ofa_cli.errors import CommandError, Exit
+from forward_ofa_cli.publish import DEFAULT_REGISTRY
+
+_EPILOG = """examples:
+  forward-ofa serve
+      the newest registry (./registry or runs/*/registry), all services, 127.0.0.1:50051
+  forward-ofa serve --registry registry --target mapper --listen 127.0.0.1:50053
+  forward-ofa serve --registry registry --target assembler,controller --mapper 127.0.0.1:50053
+      the same over two processes
+
+SIGTERM and Ctrl-C drain: running calls end, health says NOT_SERVING meanwhile."""
+
+
+def serve(context: typer.Context) -> None:
+    """Run controller, assembler and mapper: gRPC with health and reflection, metrics over HTTP.
+
+    All options are those of the services themselves: `forward-ofa serve --help` lists them.
+    """
+    import asyncio
+
+    from services.__main__ import make_parser, read_settings
+    from services.runtime.logs import configure
+    from services.wiring import serve as run
+
+    if {"--help", "-h"} & set(context.args):
+        _print_help(make_parser())
+        return
+    arguments = list(context.args)
+    if not any(argument.split("=")[0] == "--registry" for argument in arguments):
+        registry = newest_registry()
+        arguments = ["--registry", str(registry), *arguments]
+        console(stderr=True).print(f"Serving {registry}, the newest registry here.")
+    settings, level = read_settings(arguments)
+    configure(level)
+    asyncio.run(run(settings))
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults shown, examples as written."""
+
+
+def _print_help(parser: argparse.ArgumentParser) -> None:
+    parser.prog, parser.formatter_class = "forward-ofa serve", _Formatter
+    parser.description = (serve.__doc__ or "").partition("\n")[0]
+    parser.epilog = _EPILOG
+    parser.print_help()
+
+
+def newest_registry() -> Path:
+    """Of ./registry and runs/*/registry, the one whose label `stable` was moved last.
+
+    Raises CommandError if there is none.
+    """
+    labels = [
+        label
+        for root in (DEFAULT_REGISTRY, *Path("runs").glob("*/registry"))
+        if (label := root / "labels" / "stable").is_file()
+    ]
+    if not labels:
+        raise CommandError(
+            "no registry here has a version with the label stable: run `make demo` or "
+            "`forward-ofa publish`, or give --registry",
+            Exit.BAD_VERSION,
+        )
+    return max(labels, key=lambda path: path.stat().st_mtime).parent.parent

@@ -1,0 +1,112 @@
+"""Exit codes and texts of what users get wrong; `forward-ofa --help` promises them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from forward_ofa_cli.errors import MEANING
+from tests.support.logs import write_csv
+
+COMMANDS = ("demo", "train", "evaluate", "publish", "versions", "serve", "device", "cost")
+
+
+def test_help_lists_commands_and_exit_codes(cli):
+    shown = cli("--help").stdout
+    assert all(command in shown for command in COMMANDS)
+    assert all(f"{code:d}  {text}" in shown for code, text in MEANING.items())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_teaches_by_example(cli, command):
+    result = cli(command, "list", "--help") if command == "versions" else cli(command, "--help")
+    assert result.exit_code == 0
+    assert f"forward-ofa {command}" in result.stdout
+
+
+def test_an_unknown_option_is_wrong_usage(cli):
+    assert cli("train", "--no-such-option").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "text"),
+    [
+        (("train", "--data", "nowhere.csv"), 3, "neither a file or folder on disk nor"),
+        (("train", "--recipe", "none"), 2, "unknown recipe"),
+        (("train", "--backbone", "none"), 2, "none"),
+        (("train", "--learning-rate", "-1"), 2, "learning_rate"),
+        (("train", "--hidden", "30", "--blocks", "31"), 2, "hidden"),
+        (("demo", "--data", "nowhere.csv"), 3, "nowhere.csv"),
+        (("demo", "--data", "synthetic", "--reuse"), 4, "holds no complete run"),
+        (("evaluate", "--run-dir", "none"), 4, "forward-ofa train --run-dir none"),
+        (("evaluate", "--run-dir", "none", "--split", "train"), 2, "validation or test"),
+        (("publish", "--run-dir", "none"), 4, "holds no complete run"),
+        (("versions", "list", "--registry", "none"), 4, "there is no registry in none"),
+        (("serve",), 4, "make demo"),
+        (("serve", "--registry", "none"), 2, "there is no registry at none"),
+        (("serve", "--registry", ".", "--target", "mappr"), 2, "mappr"),
+        (("serve", "--registry", ".", "--listen", "0.0.0.0:1"), 2, "--tls-cert"),
+    ],
+)
+def test_one_line_says_what_to_do(cli, command, code, text):
+    result = cli(*command)
+    assert result.exit_code == code
+    assert text in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_a_log_without_the_columns_names_the_option(cli, tmp_path: Path):
+    log = write_csv(tmp_path / "log.csv", 5, 100, header="who,what,timestamp")
+    result = cli("train", "--data", log)
+    assert result.exit_code == 3
+    assert "--user-column" in result.stderr and "--item-column" in result.stderr
+
+
+def test_a_run_that_is_there_is_not_overwritten(cli, tmp_path: Path):
+    log = write_csv(tmp_path / "log.csv", 20, 100)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    result = cli("train", "--data", log, "--run-dir", folder)
+    assert result.exit_code == 4
+    assert "--resume" in result.stderr
+    assert (folder / "config.json").read_text() == "{}"
+    assert not (folder / "source.json").exists()
+
+
+def test_a_damaged_configuration_is_not_resumed(cli, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "run" / "source.json").write_text("{}")
+    result = cli("train", "--run-dir", tmp_path / "run", "--resume")
+    assert result.exit_code == 4
+    assert "config.json is damaged" in result.stderr
+
+
+def test_debug_shows_where_it_failed():
+    command = [sys.executable, "-m", "forward_ofa_cli", "--debug", "train", "--data", "nowhere.csv"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "DataError" in done.stderr
+
+
+def test_devices_without_a_cloud(tmp_path: Path):
+    (tmp_path / "lives.jsonl").write_text('{"device": "d", "history": ["a"], "next": []}\n')
+    command = [sys.executable, "-m", "forward_ofa_cli", "device", "population"]
+    command += ["--controller", "127.0.0.1:1", "--histories", "lives.jsonl", "--state", "state"]
+    command += ["--out", "out.jsonl", "--patience", "0.1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 5
+    assert "the controller at 127.0.0.1:1 cannot be reached" in done.stderr
+
+
+def test_one_device_without_a_cloud(tmp_path: Path):
+    command = [sys.executable, "-m", "forward_ofa_cli", "device", "one", "--history", "a,b"]
+    command += ["--controller", "127.0.0.1:1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 5
+    assert "the controller at 127.0.0.1:1 cannot be reached" in done.stderr

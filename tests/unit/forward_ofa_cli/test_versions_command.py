@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from services.registry.files import FileRegistry
+from tests.support.versions import publish
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> FileRegistry:
+    found = FileRegistry(tmp_path / "registry")
+    publish(found, "v1", seed=1)
+    publish(found, "v2", seed=2)
+    return found
+
+
+def test_list(cli, registry: FileRegistry):
+    rows = json.loads(cli("versions", "list", "--json").stdout)
+    assert [(row["version"], row["labels"]) for row in rows] == [("v1", []), ("v2", ["stable"])]
+    assert rows[0]["items"] == 60 and rows[0]["ndcg@10"] == 0.1 and rows[0]["bytes"] > 0
+    shown = cli("versions", "list").stdout
+    assert "v1" in shown and "stable" in shown
+
+
+def test_show_takes_a_label(cli, registry: FileRegistry):
+    raw = json.loads(cli("versions", "show", "stable", "--json").stdout)
+    assert raw["version"] == "v2" and "mapper.safetensors" in raw["files"]
+    assert "mapper.safetensors" in cli("versions", "show", "v1").stdout
+
+
+def test_label_and_roll_back(cli, registry: FileRegistry):
+    assert cli("versions", "label", "canary", "v2").exit_code == 0
+    assert registry.current("canary") == "v2"
+    result = cli("versions", "rollback")
+    assert result.exit_code == 0 and "stable -> v1 (was v2)" in result.stdout
+    assert registry.labels() == {"stable": "v1", "canary": "v2"}
+    again = cli("versions", "rollback")
+    assert again.exit_code == 4 and "no usable version before v1" in again.stderr
+
+
+def test_remove_only_what_no_label_points_at(cli, registry: FileRegistry):
+    assert cli("versions", "remove", "v1").exit_code == 0
+    assert not registry.exists("v1")
+    result = cli("versions", "remove", "v2")
+    assert result.exit_code == 4 and "labelled stable" in result.stderr
+    assert registry.exists("v2")
+
+
+def test_an_unknown_version(cli, registry: FileRegistry):
+    for command in (("show", "v3"), ("label", "stable", "v3"), ("remove", "v3")):
+        result = cli("versions", *command)
+        assert result.exit_code == 4 and "v3" in result.stderr
+    assert registry.current() == "v2"
+
+
+def test_a_damaged_version_is_found_and_not_labelled(cli, registry: FileRegistry):
+    path = registry.root / "versions" / "v1" / "mapper.safetensors"
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    for command in (("show", "v1"), ("label", "stable", "v1"), ("rollback",)):
+        result = cli("versions", *command)
+        assert result.exit_code == 4 and "mapper.safetensors" in result.stderr
+    assert registry.current() == "v2"
