@@ -62,8 +62,10 @@ def demo(
     )
     out = console()
     started = time.monotonic()
-    config = configured("quick" if quick else "default", backbone)
+    recipe = "quick" if quick else "default"
+    configured(recipe, backbone)  # an unknown backbone is refused before a long log is read
     prepared = _read(chosen, out)
+    config = configured(recipe, backbone, prepared.num_interactions)
     folder = runs / f"demo-{prepared.name}{'' if backbone == 'sasrec' else '-' + backbone}"
     _step(out, 2, "Train Forward-OFA, and DeviceRec to compare with")
     run = _train(prepared, config, folder, chosen, reuse, out)

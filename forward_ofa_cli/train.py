@@ -81,12 +81,16 @@ def train(
     """
     out = console(stderr=as_json)
     if resume and run_dir is not None and (run_dir / "config.json").exists():
-        chosen, config = source.remembered(run_dir, data), stored_config(run_dir)
+        chosen = source.remembered(run_dir, data)
+        prepared = chosen.load(out)
+        config = stored_config(run_dir)
     else:
         chosen = source.Source(
             data, user_column, item_column, time_column, min_user, min_item, str(cache)
         )
-        config = configured(recipe, backbone)
+        configured(recipe, backbone)  # an unknown one is refused before a long log is read
+        prepared = chosen.load(out)
+        config = configured(recipe, backbone, prepared.num_interactions)
     config = overridden(
         config,
         forward_ofa={"epochs": epochs, "learning_rate": learning_rate, "seed": seed},
@@ -100,7 +104,6 @@ def train(
         backbone={"blocks": blocks, "hidden": hidden, "history": history},
         run={"candidates": candidates},
     )
-    prepared = chosen.load(out)
     folder = run_dir or Path("runs") / f"{prepared.name}-{config.method.backbone.name}"
     if not resume and (folder / "config.json").exists():
         raise CommandError(
@@ -132,13 +135,13 @@ def train_and_tell(
         return train_run(data, config, folder, progress, resume)
 
 
-def configured(recipe_name: str, backbone: str) -> RunConfig:
-    """A recipe; raises CommandError (usage) for an unknown one."""
+def configured(recipe_name: str, backbone: str, interactions: int = 0) -> RunConfig:
+    """A recipe for a log of that size; raises CommandError (usage) for an unknown one."""
     from forward_ofa.recipes import recipe
     from forward_ofa_device.backbones import build
 
     try:
-        config = recipe(recipe_name, backbone)
+        config = recipe(recipe_name, backbone, interactions)
         build(config.method.backbone)
     except ValueError as error:
         raise CommandError(str(error), Exit.USAGE) from None

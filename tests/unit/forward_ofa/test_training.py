@@ -212,10 +212,16 @@ def test_the_learning_rate_warms_up_and_comes_down() -> None:
 @pytest.mark.parametrize("name", list(RECIPES))
 @pytest.mark.parametrize("backbone", ["sasrec", "nextitnet"])
 def test_recipes_survive_json(name: str, backbone: str) -> None:
-    config = recipe(name, backbone)
+    config = recipe(name, backbone, 500_000)
     assert run_config_from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 def test_an_unknown_recipe_names_those_that_there_are() -> None:
     with pytest.raises(ValueError, match="paper"):
-        recipe("best")
+        recipe("best", "sasrec", 1)
+
+
+def test_larger_logs_get_fewer_epochs() -> None:
+    small, middle, large = (recipe("default", "sasrec", n) for n in (50_000, 500_000, 10**9))
+    epochs = [(c.foundation.training.epochs, c.forward_ofa.epochs) for c in (small, middle, large)]
+    assert epochs[0] > epochs[1] > epochs[2] >= (1, 1)
