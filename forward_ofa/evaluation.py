@@ -87,9 +87,14 @@ def paired_interval(
 ) -> tuple[float, float]:
     """95 % bootstrap interval of the mean difference of two per-user metrics, users resampled."""
     difference = ours - theirs
+    users = len(difference)
     rng = np.random.default_rng(seed)
-    rows = rng.integers(0, len(difference), (resamples, len(difference)))
-    low, high = np.quantile(difference[rows].mean(1), (0.025, 0.975))
+    at_once = max(1, 2**22 // users)  # all at once would be gigabytes for a large log
+    means = [
+        difference[rng.integers(0, users, (min(at_once, resamples - start), users))].mean(1)
+        for start in range(0, resamples, at_once)
+    ]
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return float(low), float(high)
 
 

@@ -15,7 +15,7 @@ _PAPER_LEARNING_RATE = {"sasrec": 1e-3, "nextitnet": 2e-3}
 def default(backbone: str, interactions: int) -> RunConfig:
     """`forward-ofa train`: the best that we know for minutes on two CPU cores.
 
-    MovieLens-100K: about 4 minutes, MovieLens-1M: about half an hour; figures in
+    MovieLens-100K: about 4 minutes, MovieLens-1M: about a quarter of an hour; figures in
     experiments/LOG.md, reasons in docs/adr/0009. Larger logs get fewer epochs.
     """
     method = MethodConfig(
@@ -28,12 +28,12 @@ def default(backbone: str, interactions: int) -> RunConfig:
     return RunConfig(
         method=method,
         foundation=FoundationConfig(
-            TrainingConfig(epochs=_epochs(24, 10, interactions), batch_size=16, learning_rate=4e-3),
+            TrainingConfig(epochs=_epochs(24, 8, interactions), batch_size=16, learning_rate=4e-3),
             dropout=0.3,
         ),
-        device_rec=TrainingConfig(epochs=_epochs(4, 3, interactions)),
+        device_rec=TrainingConfig(epochs=_epochs(4, 2, interactions)),
         forward_ofa=TrainingConfig(
-            epochs=_epochs(4, 2, interactions),
+            epochs=_epochs(4, 1, interactions),
             batch_size=64,
             targets_per_network=8,
             learning_rate=1.5e-3,

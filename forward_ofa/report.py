@@ -69,6 +69,7 @@ def protocol(data: SequenceDataset, config: RunConfig) -> list[str]:
         "ranking: all items, seen ones not removed; ties count against the target",
         f"funnel: {config.candidates} candidates from h, seen ones removed on the device",
         "loss: full softmax cross-entropy on the next item",
+        _foundation_line(config),
         f"Forward-OFA: lambda {method.compact_weight:g} (grown over {method.compact_warmup:.0%}), "
         f"tau {method.temperature:g}, {ours.epochs} epochs, {ours.targets_per_network} target(s) a "
         f"network, learning rate {ours.learning_rate:g}, seed {ours.seed}"
@@ -76,6 +77,17 @@ def protocol(data: SequenceDataset, config: RunConfig) -> list[str]:
         f"DeviceRec: {theirs.epochs} epochs, learning rate {theirs.learning_rate:g}, "
         f"seed {theirs.seed}",
     ]
+
+
+def _foundation_line(config: RunConfig) -> str:
+    if config.foundation is None:
+        return "foundation: none; both systems start from nothing"
+    training = config.foundation.training
+    return (
+        f"foundation: GRU over whole histories, {training.epochs} epochs, learning rate "
+        f"{training.learning_rate:g}, seed {training.seed}; both systems start from its item "
+        "embeddings, Forward-OFA's extractors from its GRU"
+    )
 
 
 def _system(evaluation: Evaluation, backbone: BackboneConfig) -> dict[str, Any]:

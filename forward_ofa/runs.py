@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from forward_ofa.baselines.device_rec import DeviceRec
+from forward_ofa.checkpoint import CheckpointError
 from forward_ofa.config import FoundationConfig, MethodConfig, RunConfig, TrainingConfig
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.model import ForwardOFA
@@ -57,11 +58,12 @@ def train_run(
     """The foundation, DeviceRec, Forward-OFA, then the test split once.
 
     resume: go on from the folder's checkpoints. Raises RunError if the folder holds another
-    run and `resume` is false, and what `training.fit` raises.
+    run and `resume` is false, CheckpointError if its checkpoints are of other data or settings
+    (nothing is changed then), and what `training.fit` raises.
     """
     started = time.monotonic()
-    _prepare_folder(folder, resume)
     card = data_card(data)
+    _prepare_folder(folder, config, card, resume)
     write_json(folder / "config.json", asdict(config))
     write_json(folder / "data.json", card)
     outcomes: dict[str, Outcome] = {}
@@ -186,14 +188,29 @@ def write_json(path: Path, value: object) -> None:
     temporary.replace(path)
 
 
-def _prepare_folder(folder: Path, resume: bool) -> None:
+def _prepare_folder(folder: Path, config: RunConfig, card: Mapping[str, Any], resume: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not resume and (folder / "config.json").exists():
         raise RunError(
             f"{folder} holds a run already: add --resume to go on with it, "
             "or give another --run-dir"
         )
+    # Compared before anything is written: else the next --resume would not find its settings.
+    if any(folder.glob("*.checkpoint")) and not _begun_with(folder, config, card):
+        raise CheckpointError(
+            f"the checkpoints in {folder} belong to a run with other data or settings. "
+            "Use another --run-dir, or delete them to start afresh."
+        )
     (folder / "report.json").unlink(missing_ok=True)
+
+
+def _begun_with(folder: Path, config: RunConfig, card: Mapping[str, Any]) -> bool:
+    try:
+        stored = run_config_from_json(json.loads((folder / "config.json").read_text()))
+        begun = json.loads((folder / "data.json").read_text())
+        return stored == config and begun["fingerprint"] == card["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _save(path: Path, system: torch.nn.Module) -> None:

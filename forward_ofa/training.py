@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import math
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -139,21 +140,20 @@ def _step(
 
 
 def fit_seconds(task: Task[Example]) -> float:
-    """About how long `fit` will take, from a few steps. The task's system is spoilt by it."""
+    """About how long `fit` will take, from a few steps. The task's system is spoilt by it.
+
+    The median step counts: the first ones, and those that another program disturbs, are slow.
+    """
     keep_memory()
     task.system.train()
     optimiser = _optimiser(task)
     steps, stream = task.epoch(np.random.default_rng(0))
-    warm, timed = 2, 6
-    started, made = 0.0, 0
-    for index, batch in enumerate(itertools.islice(stream, warm + timed)):
-        if index == warm:
-            started = time.monotonic()
+    times = []
+    for batch in itertools.islice(stream, 9):
+        started = time.monotonic()
         _step(task, optimiser, batch, 0.5)
-        made = index + 1
-    if made <= warm:
-        return 0.0
-    return (time.monotonic() - started) / (made - warm) * steps * task.config.epochs
+        times.append(time.monotonic() - started)
+    return statistics.median(times) * steps * task.config.epochs if times else 0.0
 
 
 def learning_rate(config: TrainingConfig, step: int, done: float) -> float:

@@ -112,7 +112,7 @@ def _next(result: dict[str, Any], folder: Path) -> Section:
             "make serve                             serve this version until Ctrl-C; meanwhile",
             "curl -s http://127.0.0.1:9464/metrics | grep -A40 forward_ofa_device_flops",
             f"make demo DATA={other:<21}  another log, or a path to yours",
-            "make demo ARGS='--backbone nextitnet'  12 smaller blocks instead of 6",
+            "make demo ARGS='--backbone nextitnet'  another backbone, with 12 blocks",
             f"{tool} versions list --registry {folder / 'registry'}",
             f"{tool} cost             what networks cost: the paper's tables",
             f"{tool} train --help     train with settings of your own",

@@ -28,8 +28,8 @@ def device(context: typer.Context) -> None:
     `forward-ofa device population --controller 127.0.0.1:50051 --histories lives.jsonl
     --state devices --out steps.jsonl`
 
-    Exit codes: 0 every device got a network, 1 some did not, 2 wrong input, 5 the controller
-    cannot be reached.
+    Exit codes: 0 every device got a network, 1 some did not, 2 wrong input, 3 torch got into the
+    devices' process, 5 the controller cannot be reached.
     """
     arguments = context.args
     if arguments in ([], ["--help"], ["-h"]):

@@ -33,27 +33,24 @@ def serve(context: typer.Context) -> None:
     from services.wiring import serve as run
 
     if {"--help", "-h"} & set(context.args):
-        _print_help(make_parser())
+        _print_help(make_parser(find_registry=True))
         return
-    arguments = list(context.args)
-    if not any(argument.split("=")[0] == "--registry" for argument in arguments):
-        registry = newest_registry()
-        arguments = ["--registry", str(registry), *arguments]
-        console(stderr=True).print(f"Serving {registry}, the newest registry here.")
-    settings, level = read_settings(arguments)
+    settings, level = read_settings(context.args, _announced_registry)
     configure(level)
     asyncio.run(run(settings))
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults shown, examples as written."""
-
-
 def _print_help(parser: argparse.ArgumentParser) -> None:
-    parser.prog, parser.formatter_class = "forward-ofa serve", _Formatter
+    parser.prog = "forward-ofa serve"
     parser.description = (serve.__doc__ or "").partition("\n")[0]
     parser.epilog = _EPILOG
     parser.print_help()
+
+
+def _announced_registry() -> Path:
+    registry = newest_registry()
+    console(stderr=True).print(f"Serving {registry}, the newest registry here.")
+    return registry
 
 
 def newest_registry() -> Path:

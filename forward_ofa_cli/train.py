@@ -57,7 +57,8 @@ def train(
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="tau of the Gumbel softmax.")] = None,
     candidates: Annotated[
-        int | None, typer.Option(help="Items that the cloud retrieves for a device.")
+        int | None,
+        typer.Option(help="Items retrieved in the funnel's evaluation; serve has its own option."),
     ] = None,
     user_column: source.UserColumn = None,
     item_column: source.ItemColumn = None,
@@ -80,7 +81,8 @@ def train(
     `forward-ofa train --run-dir runs/ml-1m --resume`  goes on with log and settings as they were.
     """
     out = console(stderr=as_json)
-    if resume and run_dir is not None and (run_dir / "config.json").exists():
+    if resume and resumable(run_dir):
+        assert run_dir is not None
         chosen = source.remembered(run_dir, data)
         prepared = chosen.load(out)
         config = stored_config(run_dir)
@@ -111,8 +113,11 @@ def train(
             "--run-dir",
             Exit.BAD_VERSION,
         )
-    chosen.remember(folder, prepared.name)
+    if not resume:
+        chosen.remember(folder, prepared.name)
     run = train_and_tell(prepared, config, folder, out, resume)
+    # Of a run that goes on, only after it was found to be of this log.
+    chosen.remember(folder, prepared.name)
     if as_json:
         typer.echo(json.dumps(run.report, indent=2))
         return
@@ -146,6 +151,19 @@ def configured(recipe_name: str, backbone: str, interactions: int = 0) -> RunCon
     except ValueError as error:
         raise CommandError(str(error), Exit.USAGE) from None
     return config
+
+
+def resumable(folder: Path | None) -> bool:
+    """Whether a run was begun in a folder. Raises CommandError if none is named or it is over."""
+    if folder is None:
+        raise CommandError("--resume needs the folder of the run: give --run-dir", Exit.USAGE)
+    if (folder / "report.json").exists():
+        raise CommandError(
+            f"the run in {folder} is complete: look at it with `forward-ofa evaluate --run-dir "
+            f"{folder}`, or train anew in another --run-dir",
+            Exit.BAD_VERSION,
+        )
+    return (folder / "config.json").exists()
 
 
 def stored_config(folder: Path) -> RunConfig:

@@ -29,8 +29,8 @@ class Connection:
     `root_certificates` is given: a PEM file of the authorities to trust; None: the well-known
     ones. allow_insecure: plain text off loopback too; the interest that devices send is
     personal data, so only for a network that is itself private.
-    timeout: seconds for one RequestNetwork or GetCandidates; bundle_timeout: for one
-    stretch of a download, which resumes where it stopped. max_message_bytes: the largest
+    timeout: seconds for one RequestNetwork; bundle_timeout: for one stretch of a download,
+    which resumes where it stopped. max_message_bytes: the largest
     reply that is accepted.
     """
 
@@ -71,7 +71,7 @@ class Connection:
 
 
 class Cloud:
-    """The controller's calls. Every failure is a CloudError."""
+    """The controller's calls that the SDK makes. Every failure is a CloudError."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -84,12 +84,6 @@ class Cloud:
     def request_network(self, request: pb.RequestNetworkRequest) -> pb.RequestNetworkResponse:
         try:
             return self._stub.RequestNetwork(request, timeout=self._connection.timeout)
-        except (grpc.RpcError, ValueError) as error:
-            _raise(error)
-
-    def get_candidates(self, request: pb.GetCandidatesRequest) -> pb.GetCandidatesResponse:
-        try:
-            return self._stub.GetCandidates(request, timeout=self._connection.timeout)
         except (grpc.RpcError, ValueError) as error:
             _raise(error)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from services.assembler.settings import AssemblerSettings
@@ -19,17 +19,31 @@ from services.versions import VersionSettings
 from services.wiring import serve
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line. Defaults are those of the settings classes."""
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults shown where there are any, texts as written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def make_parser(*, find_registry: bool = False) -> argparse.ArgumentParser:
+    """The command line. Defaults are those of the settings classes.
+
+    find_registry: --registry may be left out, the caller finds one then.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m services",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog="python -m services", description=__doc__, formatter_class=HelpFormatter
     )
     server, mapping, controlling = ServerSettings(), MapperSettings(), ControllerSettings()
     versions, sessions = VersionSettings(), SessionSettings()
     add = parser.add_argument
-    add("--registry", type=Path, required=True, help="folder of the published versions")
+    found = "; left out: the one here that was labelled last" if find_registry else ""
+    add(
+        "--registry",
+        type=Path,
+        required=not find_registry,
+        help="folder of the published versions" + found,
+    )
     add("--target", default="all", help="all, or a comma list of controller, assembler, mapper")
     add("--listen", default=server.listen, help="HOST:PORT for gRPC; port 0 takes a free one")
     add("--mapper", help="HOST:PORT of a mapper elsewhere, for --target assembler")
@@ -72,11 +86,16 @@ def _add_network(parser: argparse.ArgumentParser, server: ServerSettings) -> Non
     add("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="least")
 
 
-def read_settings(arguments: Sequence[str] | None = None) -> tuple[ServeSettings, str]:
-    """The settings and the log level that a command line says. Raises SettingsError."""
-    a = make_parser().parse_args(arguments)
+def read_settings(
+    arguments: Sequence[str] | None = None, find_registry: Callable[[], Path] | None = None
+) -> tuple[ServeSettings, str]:
+    """The settings and the log level that a command line says. Raises SettingsError.
+
+    find_registry: asked where --registry is left out; None: it may not be.
+    """
+    a = make_parser(find_registry=find_registry is not None).parse_args(arguments)
     settings = ServeSettings(
-        registry=a.registry,
+        registry=find_registry() if a.registry is None and find_registry else a.registry,
         targets=parse_targets(a.target),
         mapper=a.mapper,
         assembler=a.assembler,

@@ -105,6 +105,9 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(data, tmp_path:
     other = dataclasses.replace(TINY, foundation=dataclasses.replace(TINY.foundation, dropout=0.3))
     with pytest.raises(CheckpointError, match="other data or settings"):
         train_run(data, other, folder, Recorder(), resume=True)
+    # It can still be resumed: what it was begun with is not overwritten.
+    stored = json.loads((folder / "config.json").read_text())
+    assert run_config_from_json(stored) == TINY
     checkpoint = folder / "foundation.checkpoint"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="damaged"):

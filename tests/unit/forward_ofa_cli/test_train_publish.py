@@ -98,6 +98,15 @@ def test_resume_takes_log_and_settings_from_the_run(trained, tmp_path: Path):
     assert json.loads(result.stdout)["systems"] == report["systems"]
 
 
+def test_a_complete_run_is_not_trained_again(trained):
+    before = (trained[0] / "run" / "report.json").read_bytes()
+    result = run("train", "--run-dir", trained[0] / "run", "--resume")
+    assert result.exit_code == 4
+    assert "is complete" in result.stderr
+    assert (trained[0] / "run" / "report.json").read_bytes() == before
+    assert run("train", "--resume").exit_code == 2
+
+
 def test_a_damaged_run_is_not_published(trained, tmp_path: Path):
     damaged = tmp_path / "run"
     damaged.mkdir()

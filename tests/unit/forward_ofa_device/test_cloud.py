@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 
@@ -131,9 +132,10 @@ class Rude(ControllerServiceServicer):
         context.set_trailing_metadata((("grpc-status-details-bin", b"\xff\xff garbage"),))
         context.abort(grpc.StatusCode.INTERNAL, "oops")
 
-    def GetCandidates(self, request: object, context: object) -> pb.GetCandidatesResponse:
-        embeddings = bytes(2_000_000)
-        return pb.GetCandidatesResponse(candidates=types.Candidates(embeddings=embeddings))
+    def GetDeviceBundle(
+        self, request: object, context: object
+    ) -> Iterator[pb.GetDeviceBundleResponse]:
+        yield pb.GetDeviceBundleResponse(data=bytes(2_000_000))
 
 
 def test_garbage_details_and_oversize_replies() -> None:
@@ -146,11 +148,8 @@ def test_garbage_details_and_oversize_replies() -> None:
         client.request_network(pb.RequestNetworkRequest())
     assert (caught.value.reason, str(caught.value)) == ("INTERNAL", "oops")
     with pytest.raises(CloudError) as caught:
-        client.get_candidates(pb.GetCandidatesRequest())
-    assert caught.value.reason == "RESOURCE_EXHAUSTED"
-    with pytest.raises(CloudError) as caught:
         list(client.get_bundle(pb.GetDeviceBundleRequest()))
-    assert caught.value.reason == "UNIMPLEMENTED"
+    assert caught.value.reason == "RESOURCE_EXHAUSTED"
     client.close()
     server.stop(0).wait()
 
