@@ -71,12 +71,17 @@ def protocol(data: SequenceDataset, config: RunConfig) -> list[str]:
         "loss: full softmax cross-entropy on the next item",
         _foundation_line(config),
         f"Forward-OFA: lambda {method.compact_weight:g} (grown over {method.compact_warmup:.0%}), "
-        f"tau {method.temperature:g}, {ours.epochs} epochs, {ours.targets_per_network} target(s) a "
-        f"network, learning rate {ours.learning_rate:g}, seed {ours.seed}"
+        f"tau {method.temperature:g}, {_count(ours.epochs, 'epoch')}, "
+        f"{_count(ours.targets_per_network, 'target')} a network, "
+        f"learning rate {ours.learning_rate:g}, seed {ours.seed}"
         + (", started from the trained DeviceRec" if config.warm_start else ""),
-        f"DeviceRec: {theirs.epochs} epochs, learning rate {theirs.learning_rate:g}, "
+        f"DeviceRec: {_count(theirs.epochs, 'epoch')}, learning rate {theirs.learning_rate:g}, "
         f"seed {theirs.seed}",
     ]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _foundation_line(config: RunConfig) -> str:
@@ -84,7 +89,7 @@ def _foundation_line(config: RunConfig) -> str:
         return "foundation: none; both systems start from nothing"
     training = config.foundation.training
     return (
-        f"foundation: GRU over whole histories, {training.epochs} epochs, learning rate "
+        f"foundation: GRU over whole histories, {_count(training.epochs, 'epoch')}, learning rate "
         f"{training.learning_rate:g}, seed {training.seed}; both systems start from its item "
         "embeddings, Forward-OFA's extractors from its GRU"
     )

@@ -81,11 +81,11 @@ def train(
     `forward-ofa train --run-dir runs/ml-1m --resume`  goes on with log and settings as they were.
     """
     out = console(stderr=as_json)
-    if resume and resumable(run_dir):
-        assert run_dir is not None
-        chosen = source.remembered(run_dir, data)
+    begun = run_dir if resume and resumable(run_dir) else None
+    if begun is not None:
+        chosen = source.remembered(begun, data)
         prepared = chosen.load(out)
-        config = stored_config(run_dir)
+        config = stored_config(begun)
     else:
         chosen = source.Source(
             data, user_column, item_column, time_column, min_user, min_item, str(cache)
@@ -113,7 +113,7 @@ def train(
             "--run-dir",
             Exit.BAD_VERSION,
         )
-    if not resume:
+    if begun is None:
         chosen.remember(folder, prepared.name)
     run = train_and_tell(prepared, config, folder, out, resume)
     # Of a run that goes on, only after it was found to be of this log.

@@ -98,7 +98,8 @@ def column_scales(matrix: np.ndarray) -> np.ndarray:
     scale = (np.abs(matrix).max(axis=-2) / 127).clip(0, _HALF_MAX).astype(np.float16)
     rounded = scale.astype(np.float32)
     short = rounded * 127 < np.abs(matrix).max(axis=-2)
-    scales: np.ndarray = np.where(short, np.nextafter(scale, np.float16(np.inf)), scale)
+    above = np.nextafter(scale, np.float16(_HALF_MAX))  # the largest one stays
+    scales: np.ndarray = np.where(short, above, scale)
     return scales.astype(np.float32)
 
 

@@ -18,7 +18,12 @@ from forward_ofa_device.errors import CloudError
 
 UNREACHABLE = "UNREACHABLE"
 DETAILS_KEY = "grpc-status-details-bin"
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# CANCELLED comes from a server that is flooded or ends, or from our own `close`.
+_AWAY = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
 
 
 @dataclass(frozen=True)

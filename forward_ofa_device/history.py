@@ -1,7 +1,7 @@
 """The items that the user touched: on the device only, bounded, one JSON string a line.
 
 A touch appends one line, without waiting for the disk: a power loss costs the last
-touches at most, and a torn line costs itself.
+touches at most, and a torn line (also of a full disk) costs itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ MAX_ID_LENGTH = 512
 
 
 class History:
-    """Item ids, oldest first; the oldest are forgotten beyond `limit`."""
+    """Item ids, oldest first; the oldest are forgotten beyond `limit`.
+
+    Raises StorageError if the file is there and cannot be read.
+    """
 
     def __init__(self, path: Path, limit: int, *, sync: bool = True) -> None:
         self._path = path
@@ -28,11 +31,11 @@ class History:
         self._items: deque[str] = deque()
         self._counts: Counter[str] = Counter()
         self._limit = limit
-        self._lines = 0
-        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        lines = _read(path).split(b"\n")
         whole = [item for item in map(_item, lines[:-1]) if item is not None]
         self._remember(whole)
         self._lines = len(whole)
+        self._torn = bool(lines[-1])
         if lines[-1] or len(whole) < len(lines) - 1:
             log.warning("the history has damaged lines: dropped")
             self._compact()
@@ -55,8 +58,10 @@ class History:
         text = "".join(json.dumps(item) + "\n" for item in added)
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(text)
+                file.write("\n" + text if self._torn else text)
+            self._torn = False
         except OSError as error:
+            self._torn = True
             raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
         self._remember(added)
         self._lines += len(added)
@@ -74,9 +79,23 @@ class History:
                 del self._counts[oldest]
 
     def _compact(self) -> None:
+        """Leaves the file as it is if that fails: it holds all that is needed, and more."""
         text = "".join(json.dumps(item) + "\n" for item in self._items)
-        write_atomic(self._path, text.encode(), sync=self._sync)
-        self._lines = len(self._items)
+        try:
+            write_atomic(self._path, text.encode(), sync=self._sync)
+        except OSError as error:
+            log.warning("the history could not be compacted: %s", error)
+            return
+        self._lines, self._torn = len(self._items), False
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _item(line: bytes) -> str | None:

@@ -64,7 +64,8 @@ class StateStore:
         self.folder = Path(folder)
         self.sync = sync
         with _storage_errors(self.folder):
-            (self.folder / "versions").mkdir(parents=True, exist_ok=True, mode=0o700)
+            _private(self.folder)
+            _private(self.folder / "versions")
             self._lock = _take_lock(self.folder / "lock")
             try:
                 for version in self.versions():
@@ -246,11 +247,13 @@ def share_bundle(source: Path, target: Path) -> None:
     Files are hard-linked where the file system can: blobs are never changed in place. The
     source may be in use: what disappears meanwhile is left out, and fetched when needed.
     """
+    for folder in (target, target / "versions"):
+        _private(folder)
     for path in sorted((source / "versions").glob("v-*/*")):
         if not path.name.startswith(_SHAREABLE) or path.suffix not in (".blob", ".json"):
             continue
         copy = target / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _private(copy.parent)
         if copy.exists() or path.name.endswith(".part.json"):
             continue
         with contextlib.suppress(FileNotFoundError):
@@ -296,6 +299,11 @@ def _read_object(path: Path) -> dict[str, Any] | None:
             path.replace(path.with_name(path.name + ".corrupt"))
             return None
         return value
+
+
+def _private(folder: Path) -> None:
+    """Only the user who made it can look into it. One that is there keeps its mode."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def _take_lock(path: Path) -> int:

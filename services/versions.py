@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from services.errors import Fault, Reason
-from services.registry.contract import PublishedVersion, Registry, is_version_id
+from services.registry.contract import PublishedVersion, Registry, is_label, is_version_id
 from services.runtime.logs import log
 from services.runtime.metrics import Metrics
 from services.runtime.settings import SettingsError
@@ -38,8 +39,10 @@ class VersionSettings:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        if self.keep < 1 or self.poll_seconds <= 0:
+        if self.keep < 1 or not 0 < self.poll_seconds < math.inf:
             raise SettingsError("keep must be at least 1 and poll_seconds positive")
+        if not is_label(self.label):
+            raise SettingsError(f"{self.label!r} is no label: use lower-case letters, digits and -")
 
 
 class Versions(Generic[T]):

@@ -31,6 +31,7 @@ from services.runtime.channels import open_channel
 from services.runtime.logs import log
 from services.runtime.metrics import Metrics, MetricsServer
 from services.runtime.server import Server
+from services.runtime.settings import SettingsError
 from services.sessions.memory import MemorySessions
 from services.settings import ServeSettings, Target
 from services.versions import Versions
@@ -230,9 +231,12 @@ class _Components:
         else:
             from services.sessions.redis import RedisSessions
 
-            store = RedisSessions(
-                settings.redis_url, self._metrics, ttl_seconds=settings.ttl_seconds
-            )
+            try:
+                store = RedisSessions(
+                    settings.redis_url, self._metrics, ttl_seconds=settings.ttl_seconds
+                )
+            except ValueError as error:
+                raise SettingsError(f"sessions: the address is not usable: {error}") from error
         self._stack.push_async_callback(store.close)
         return store
 

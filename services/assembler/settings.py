@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from services.runtime.settings import SettingsError
@@ -15,5 +16,5 @@ class AssemblerSettings:
     mapper_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.mapper_seconds <= 0:
-            raise SettingsError("mapper_seconds must be positive")
+        if not 0 < self.mapper_seconds < math.inf:
+            raise SettingsError("mapper_seconds must be a number above 0")

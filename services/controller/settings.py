@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from services.runtime.settings import SettingsError
 
+_MOST = 2**32 - 1
+"""What the API's fields hold."""
+
 
 @dataclass(frozen=True)
 class ControllerSettings:
@@ -29,3 +32,5 @@ class ControllerSettings:
             )
         if not 0 <= self.retry_min_ms <= self.retry_max_ms:
             raise SettingsError("retry_min_ms must not be negative nor above retry_max_ms")
+        if max(self.network_ttl_seconds, self.retry_max_ms) > _MOST:
+            raise SettingsError(f"network_ttl_seconds and retry_max_ms must be at most {_MOST}")

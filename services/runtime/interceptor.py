@@ -28,7 +28,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
     Nothing of an unexpected exception reaches the caller but the request id under which
     the log has it. More than `limit` unary calls at once, or so many streams, are refused
-    with OVERLOADED. Health and reflection pass untouched.
+    with OVERLOADED. Health and reflection pass, but read rubbish as an empty request.
     """
 
     def __init__(self, metrics: Metrics, limit: int) -> None:
@@ -44,8 +44,11 @@ class CallGuard(grpc.aio.ServerInterceptor):
     ) -> Any:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(_OURS):
-            return handler
+        if handler is None:
+            return None
+        if not method.startswith(_OURS):
+            empty = _lenient(handler.request_deserializer, b"")
+            return handler._replace(request_deserializer=empty)
         name = method.rpartition("/")[2]
         coders = (_lenient(handler.request_deserializer), handler.response_serializer)
         if handler.unary_unary:
@@ -105,14 +108,17 @@ class CallGuard(grpc.aio.ServerInterceptor):
         self._metrics.in_flight.dec()
 
 
-def _lenient(deserialise: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """None for bytes that are no message: gRPC would answer UNKNOWN with an internal text."""
+def _lenient(
+    deserialise: Callable[[bytes], Any], instead: bytes | None = None
+) -> Callable[[bytes], Any]:
+    """Reads `instead` for bytes that are no message, or gives None: gRPC would answer UNKNOWN
+    with an internal text."""
 
     def read(data: bytes) -> Any:
         try:
             return deserialise(data)
         except DecodeError:
-            return None
+            return None if instead is None else deserialise(instead)
 
     return read
 

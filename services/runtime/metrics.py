@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+import sys
 import threading
 from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import MetricsHandler
 
+from services.runtime.logs import log
 from services.runtime.settings import SettingsError, split_address
+
+_LOGGER = logging.getLogger(__name__)
 
 # A network of 1 to 12 blocks at usual sizes costs 0.1 to 2 MFLOPs and 40 to 600 KB.
 _FLOPS = tuple(1e3 * m * 10**e for e in range(6) for m in (1, 2, 3, 5, 7))
@@ -144,6 +150,11 @@ class _Http(ThreadingHTTPServer):
         # HTTPServer would look the host up in DNS here, which can take seconds.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.socket.getsockname()[:2]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A scraper that hangs up is no news; Python's own default prints a traceback.
+        kind = type(sys.exception()).__name__
+        log(_LOGGER, logging.INFO, "a scrape broke off", error=kind)
 
 
 class _Http6(_Http):

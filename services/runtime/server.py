@@ -14,6 +14,8 @@ from services.runtime.metrics import Metrics
 from services.runtime.settings import ServerSettings, SettingsError, split_address
 
 HEALTH_POLL_SECONDS = 0.2
+# Calls that wait to be looked at. Beyond, gRPC cancels them without a word of ours.
+_PENDING_CALLS = 10_000
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -37,6 +39,8 @@ class Server:
             options=(
                 ("grpc.max_receive_message_length", settings.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.server.max_pending_requests", _PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING_CALLS),
                 # Two processes on one port would be a mistake, not a set-up.
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,8 +68,8 @@ class ServerSettings:
             raise SettingsError(
                 "max_request_bytes must be at least 1024, max_concurrent_requests at least 1"
             )
-        if self.drain_seconds < 0:
-            raise SettingsError("drain_seconds must not be negative")
+        if not 0 <= self.drain_seconds < math.inf:
+            raise SettingsError("drain_seconds must be a number and not negative")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class RedisSessions:
 
     url: redis://, rediss:// or unix://PATH?db=0. prefix: of every key. timeout: seconds that
     one operation may take, connecting included. pause: seconds without Redis after a failure.
+    Raises ValueError for options in the url that redis-py does not know.
     """
 
     def __init__(
@@ -55,6 +56,11 @@ class RedisSessions:
             socket_connect_timeout=timeout,
             retry=Retry(NoBackoff(), 1),
         )
+        try:
+            # Opens nothing: what is wrong is told now, not later.
+            self._pool.make_connection()  # type: ignore[no-untyped-call]
+        except TypeError as error:
+            raise ValueError(str(error)) from error
         self._redis = Redis(connection_pool=self._pool)
         self._silent_until = 0.0
         self._down = False
