@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 FORMAT = "forward-ofa-checkpoint/1"
@@ -48,11 +48,32 @@ def save_checkpoint(
         "progress": json.dumps(progress),
         "random.numpy": json.dumps(rng.bit_generator.state),
     }
-    temporary = path.with_suffix(".writing")
-    save_file({n: v.contiguous().clone() for n, v in tensors.items()}, temporary, metadata)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    save_tensors(path, tensors, metadata)
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """A safetensors file, atomically: a reader sees the old file or the new one.
+
+    Raises OSError if it cannot be written (safetensors' own writer has another error for that).
+    """
+    data = save({n: v.detach().contiguous().clone() for n, v in tensors.items()}, metadata)
+    write_atomically(path, data)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Raises OSError with the name of `path`; nothing is left behind then."""
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def load_checkpoint(

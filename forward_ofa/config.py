@@ -13,7 +13,7 @@ class MethodConfig:
 
     backbone: which network is generated.
     extractor_history: items that E and E' read. The paper's cost figures fix it
-        to the backbone's own T; more costs the device a little once a request.
+        to the backbone's own T; more costs the device at each refresh.
     temperature: tau of Eq. 4. compact_weight: lambda of Eq. 12.
     compact_warmup: share of training over which lambda grows from 0; at full
         strength from the first step it empties the structure before it is learned.

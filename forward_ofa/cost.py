@@ -96,7 +96,7 @@ def gru_parameters(hidden: int) -> int:
 
 
 def device_modules_cost(config: BackboneConfig, extractor_history: int) -> ModuleCost:
-    """E, H and E' (Table 5, "Forward-device"): run once a request, not once an inference."""
+    """E, H and E' (Table 5, "Forward-device"): run at each refresh, not at each ranking."""
     head = config.hidden * config.blocks
     flops = 2 * gru_flops(config.hidden, extractor_history) + head
     parameters = 2 * gru_parameters(config.hidden) + head + config.blocks

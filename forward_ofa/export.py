@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import save_file
 
+from forward_ofa.checkpoint import save_tensors
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.model import ForwardOFA
 from forward_ofa.onnx_export import export_onnx
@@ -89,13 +89,12 @@ def _write_cloud(system: ForwardOFA, staging: Path) -> None:
     blocks = {}
     for index in range(system.backbone.config.blocks):
         hypernetwork = system.hypernetwork(index)
-        blocks[f"block.{index}.weight"] = hypernetwork.weight.detach().contiguous()
-        blocks[f"block.{index}.bias"] = hypernetwork.bias.detach().contiguous()
-    save_file(blocks, staging / "mapper.safetensors")
-    query = {f"query.{name}": value.detach() for name, value in system.query.named_parameters()}
-    save_file(query, staging / "retrieval.safetensors")
-    items = system.items.weight.detach()[1:].contiguous()
-    save_file({"embeddings": items}, staging / "items.safetensors")
+        blocks[f"block.{index}.weight"] = hypernetwork.weight
+        blocks[f"block.{index}.bias"] = hypernetwork.bias
+    save_tensors(staging / "mapper.safetensors", blocks)
+    query = {f"query.{name}": value for name, value in system.query.named_parameters()}
+    save_tensors(staging / "retrieval.safetensors", query)
+    save_tensors(staging / "items.safetensors", {"embeddings": system.items.weight[1:]})
 
 
 def _device_tensors(system: ForwardOFA) -> dict[str, np.ndarray]:

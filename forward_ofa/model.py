@@ -38,7 +38,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What a device sends: logits [B, L] (after cuts), gates [B, L], interest h [B, D]."""
+    """What a device computes: logits [B, L] (before cuts), gates [B, L] (after), h [B, D]."""
 
     logits: Tensor
     gates: Tensor

@@ -65,10 +65,14 @@ def protocol(data: SequenceDataset, config: RunConfig) -> list[str]:
         f"backbone: {backbone.name}, L = {backbone.blocks}, d = {backbone.hidden}, "
         f"T = {backbone.history}"
         + (f", norm {backbone.norm}" if backbone.name == "sasrec" else ""),
-        f"extractors E and E': the last {method.extractor_history} items, once a request",
+        f"extractors E and E': the last {method.extractor_history} items, at each refresh, "
+        "not at each ranking",
         "ranking: all items, seen ones not removed; ties count against the target",
         f"funnel: {config.candidates} candidates from h, seen ones removed on the device",
-        "loss: full softmax cross-entropy on the next item",
+        "loss: full softmax cross-entropy on the next item; Forward-OFA also lambda times the "
+        f"compact loss, and {method.retrieval_weight:g} times that of the cloud's query",
+        f"drawn: dropout {method.dropout:g}, budget cuts {method.cut_probability:g} of devices; "
+        f"first logit {method.keep_bias:g}, spread {method.spread:g}",
         _foundation_line(config),
         f"Forward-OFA: lambda {method.compact_weight:g} (grown over {method.compact_warmup:.0%}), "
         f"tau {method.temperature:g}, {_count(ours.epochs, 'epoch')}, "

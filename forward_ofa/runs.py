@@ -10,19 +10,17 @@ report.json        figures on the test split, written last: a run with one is co
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from forward_ofa.baselines.device_rec import DeviceRec
-from forward_ofa.checkpoint import CheckpointError
+from forward_ofa.checkpoint import CheckpointError, save_tensors, write_atomically
 from forward_ofa.config import FoundationConfig, MethodConfig, RunConfig, TrainingConfig
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.model import ForwardOFA
@@ -79,11 +77,11 @@ def train_run(
         foundation = first.system
     second = DeviceRecTask(data, method, config.device_rec, foundation)
     train(second, "device-rec")
-    _save(folder / "device-rec.safetensors", second.system)
+    save_tensors(folder / "device-rec.safetensors", second.system.state_dict())
     base = second.system if config.warm_start else None
     third = ForwardOFATask(data, method, config.forward_ofa, base, foundation)
     train(third, "forward-ofa")
-    _save(folder / "forward-ofa.safetensors", third.system)
+    save_tensors(folder / "forward-ofa.safetensors", third.system.state_dict())
     device_rec, forward_ofa = second.system, third.system
     report = describe(data, config, device_rec, forward_ofa, "test")
     report["training"] = {name: outcome.records for name, outcome in outcomes.items()}
@@ -179,13 +177,7 @@ def run_config_from_json(raw: Mapping[str, Any]) -> RunConfig:
 
 def write_json(path: Path, value: object) -> None:
     """Atomically: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".writing")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def _prepare_folder(folder: Path, config: RunConfig, card: Mapping[str, Any], resume: bool) -> None:
@@ -211,9 +203,3 @@ def _begun_with(folder: Path, config: RunConfig, card: Mapping[str, Any]) -> boo
         return stored == config and begun["fingerprint"] == card["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _save(path: Path, system: torch.nn.Module) -> None:
-    temporary = path.with_name(path.name + ".writing")
-    save_file({name: v.contiguous() for name, v in system.state_dict().items()}, temporary)
-    temporary.replace(path)

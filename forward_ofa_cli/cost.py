@@ -22,7 +22,7 @@ def cost(
     history: Annotated[int, typer.Option(help="Items that the network reads, T.")] = 5,
     extractor_history: Annotated[
         int | None,
-        typer.Option(help="Items that E and E' read, once a request; as --history if left out."),
+        typer.Option(help="Items that E and E' read at a refresh; as --history if left out."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything, every k of kept blocks, as JSON.")
@@ -96,7 +96,10 @@ def _networks(name: str, table: dict[str, Any]) -> Table:
 
 
 def _modules(table: dict[str, Any]) -> Table:
-    shown = Table(title="Around it, once a request", title_justify="left")
+    shown = Table(
+        title="Around it: the device at each refresh, the cloud at each request",
+        title_justify="left",
+    )
     for column in ("part", "M parameters", "MFLOPs (paper)", "MFLOPs (true)"):
         shown.add_column(column, justify="left" if column == "part" else "right")
     for key, title in (

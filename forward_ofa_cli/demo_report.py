@@ -67,7 +67,7 @@ def _devices(result: dict[str, Any]) -> Section:
         ["bundle, once for each version", size(result["bundle_bytes"])],
         ["one inference (mean, true)", f"{flops / 1e6:.4f} MFLOPs"],
         [
-            "path and interest (E, H, E'), once a request",
+            "path and interest (E, H, E'), at each refresh",
             f"{once / 1e6:.4f} MFLOPs = {once / flops:.1f} inferences",
         ],
         [
@@ -75,7 +75,10 @@ def _devices(result: dict[str, Any]) -> Section:
             f"{told['test_funnel']['recall']:.1%} / {told['test_funnel']['hit@10']:.1%}",
         ],
     ]
+    per_touch = flops + once
     notes = [
+        f"A device refreshes at every touch here, so a touch costs it {per_touch / 1e6:.2f} "
+        "MFLOPs in all; refreshing less often, or a shorter extractor history, costs less.",
         "Devices share this machine with the cloud, so latency is that of loopback. FLOPs are "
         f"multiply-accumulates; E and E' read the last {modules['extractor_history']} items.",
     ]

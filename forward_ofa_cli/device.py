@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from forward_ofa_cli.errors import CommandError, Exit
+from forward_ofa_cli.errors import CommandError, Exit, unreachable
 
 _FAILED = 1
 
@@ -37,15 +37,12 @@ def device(context: typer.Context) -> None:
         return
     if arguments[0] == "one":
         command = [sys.executable, "-m", "forward_ofa_cli.one_device", *arguments[1:]]
-    else:
-        command = [sys.executable, "-m", "forward_ofa_device", *arguments]
+        raise typer.Exit(subprocess.run(command, env=os.environ, check=False).returncode)
+    command = [sys.executable, "-m", "forward_ofa_device", *arguments]
     code = subprocess.run(command, env=os.environ, check=False).returncode
     address = _option(arguments, "--controller")
     if code == _FAILED and address is not None and not reachable(address):
-        raise CommandError(
-            f"the controller at {address} cannot be reached: is `forward-ofa serve` running there?",
-            Exit.UNREACHABLE,
-        )
+        raise CommandError(unreachable(address), Exit.UNREACHABLE)
     raise typer.Exit(code)
 
 

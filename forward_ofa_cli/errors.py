@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from enum import IntEnum
 
@@ -47,6 +48,18 @@ _KNOWN = (
     ("services.runtime.settings", "SettingsError", Exit.USAGE),
     ("forward_ofa_device.errors", "DeviceError", Exit.FAILED),
 )
+_WHAT_TO_DO = {
+    errno.ENOSPC: "free some space, or use another folder",
+    errno.EDQUOT: "free some space, or use another folder",
+    errno.EACCES: "give a path that you may use",
+    errno.EPERM: "give a path that you may use",
+    errno.EROFS: "give a path that can be written",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a file is where a folder must be: check the path",
+    errno.EEXIST: "a file is where a folder must be: check the path",
+    errno.EISDIR: "a folder is where a file must be: check the path",
+    errno.ENAMETOOLONG: "give a shorter path",
+}
 _VERSION_REASONS = ("UNKNOWN_VERSION", "CORRUPT_VERSION", "NO_VERSION")
 
 
@@ -64,6 +77,17 @@ def explain(error: Exception) -> tuple[Exit, str] | None:
         code = Exit.BAD_VERSION if known_version else Exit.FAILED
         return code, f"{error.text}. {error.action}"
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return Exit.FAILED, f"{where}{error.strerror or error}"
+        return Exit.FAILED, explain_os_error(error)
     return None
+
+
+def explain_os_error(error: OSError) -> str:
+    """The file, what is wrong with it, and what to do."""
+    where = f"{error.filename}: " if error.filename else ""
+    action = f". {_WHAT_TO_DO[error.errno].capitalize()}" if error.errno in _WHAT_TO_DO else ""
+    return f"{where}{error.strerror or error}{action}"
+
+
+def unreachable(address: str) -> str:
+    """What to say of a controller that does not answer."""
+    return f"the controller at {address} cannot be reached: is `forward-ofa serve` running there?"

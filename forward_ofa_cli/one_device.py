@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from forward_ofa_cli.console import console, size
-from forward_ofa_device import Budget, Connection, Device, DeviceError
+from forward_ofa_cli.errors import Exit, unreachable
+from forward_ofa_device import Budget, CloudError, Connection, Device, DeviceError
+from forward_ofa_device.cloud import UNREACHABLE
 
 _EXAMPLE = """example:
   forward-ofa device one --controller 127.0.0.1:50051 --history 50,181,258 --max-flops 400000
 
-exit codes: 0 it got a network and reranked; 1 it did not; 2 wrong input."""
+exit codes: 0 it got a network and reranked; 1 it did not; 2 wrong input; 5 the controller
+cannot be reached."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,8 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         told = live(options)
     except (DeviceError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        code, text = _explained(error, options.controller)
+        print(f"error: {text}", file=sys.stderr)
+        return code
+    except KeyboardInterrupt:  # the command that started this one says so
+        return Exit.INTERRUPTED
     if options.json:
         print(json.dumps(told))
     else:
@@ -68,6 +74,15 @@ def live(options: argparse.Namespace) -> dict[str, Any]:
             "generation_flops": cost.generation_flops if cost else None,
             "ranking": [ranked._asdict() for ranked in device.rerank(top=options.top)],
         }
+
+
+def _explained(error: DeviceError | ValueError, controller: str) -> tuple[Exit, str]:
+    if isinstance(error, ValueError):
+        return Exit.USAGE, str(error)
+    cause = error.__cause__
+    if isinstance(cause, CloudError) and cause.reason == UNREACHABLE:
+        return Exit.UNREACHABLE, f"{unreachable(controller)} ({cause})"
+    return Exit.FAILED, str(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -113,7 +113,7 @@ def verdict(report: dict[str, Any]) -> str:
     change = report["difference"]["ndcg@10"]
     figures = f"NDCG@10 {ours['ndcg@10']:.4f} against {theirs['ndcg@10']:.4f}"
     cost = (
-        f"at {ours['true_mflops'] / theirs['true_mflops']:.1%} of its FLOPs and "
+        f"at {ours['true_mflops'] / theirs['true_mflops']:.1%} of its FLOPs an inference and "
         f"{ours['paper_mbit'] / theirs['paper_mbit']:.1%} of its bytes"
     )
     if change["low"] > 0:

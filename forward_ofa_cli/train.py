@@ -50,7 +50,7 @@ def train(
     hidden: Annotated[int | None, typer.Option(help="d, width.")] = None,
     history: Annotated[int | None, typer.Option(help="T, items that the network reads.")] = None,
     extractor_history: Annotated[
-        int | None, typer.Option(help="Items that E and E' read, once a request.")
+        int | None, typer.Option(help="Items that E and E' read at a refresh.")
     ] = None,
     compact_weight: Annotated[
         float | None, typer.Option(help="lambda; larger means fewer blocks.")

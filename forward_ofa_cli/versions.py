@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -12,6 +14,9 @@ from rich.table import Table
 from forward_ofa_cli.console import console, note, size
 from forward_ofa_cli.errors import CommandError, Exit
 from forward_ofa_cli.publish import DEFAULT_REGISTRY
+
+if TYPE_CHECKING:
+    from services.registry.files import FileRegistry
 
 app = typer.Typer(no_args_is_help=True, help="List, inspect, label and remove published versions.")
 Root = Annotated[Path, typer.Option("--registry", help="The registry's folder.")]
@@ -41,6 +46,8 @@ def list_versions(registry: Root = DEFAULT_REGISTRY, as_json: AsJson = False) ->
         }
         for manifest in found.versions()
     ]
+    for version, why in sorted(found.damaged().items()):
+        console(stderr=True).print(f"Left out: {version}. {why}", markup=False, soft_wrap=True)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -69,8 +76,9 @@ def show(
     from services.registry.files import FileRegistry
 
     found = FileRegistry(_existing(registry))
-    opened = found.open(found.labels().get(version, version))
-    opened.verify()
+    with _told_to_operators(found, version):
+        opened = found.open(found.labels().get(version, version))
+        opened.verify()
     raw: dict[str, Any] = json.loads((opened.root / "manifest.json").read_text())
     if as_json:
         typer.echo(json.dumps(raw, indent=2))
@@ -100,7 +108,8 @@ def label(
 
     found = FileRegistry(_existing(registry))
     before = found.current(name)
-    found.label(name, version)
+    with _told_to_operators(found, version):
+        found.label(name, version)
     was = f" (was {before})" if before not in (None, version) else ""
     typer.echo(f"{name} -> {version}{was}. Running services follow within seconds.")
 
@@ -119,9 +128,14 @@ def rollback(
     found = FileRegistry(_existing(registry))
     present = found.current(name)
     ids = [manifest.version for manifest in found.versions()]
+    if present is None:
+        raise CommandError(
+            f"there is no label {name!r} in {registry}; there are: {_listed(found.labels())}",
+            Exit.BAD_VERSION,
+        )
     if present not in ids or ids.index(present) == 0:
         raise CommandError(
-            f"there is no usable version before {present or 'nothing'} for the label {name!r} in "
+            f"there is no usable version before {present} for the label {name!r} in "
             f"{registry}: see `forward-ofa versions list`",
             Exit.BAD_VERSION,
         )
@@ -138,6 +152,29 @@ def remove(version: Version, registry: Root = DEFAULT_REGISTRY) -> None:
 
     FileRegistry(_existing(registry)).remove(version)
     typer.echo(f"removed {version}")
+
+
+@contextmanager
+def _told_to_operators(found: FileRegistry, version: str) -> Iterator[None]:
+    """A Fault speaks to devices; who types these commands can repair what is wrong."""
+    from services.errors import Fault, Reason
+
+    try:
+        yield
+    except Fault as fault:
+        if fault.reason == Reason.UNKNOWN_VERSION:
+            there = _listed(manifest.version for manifest in found.versions())
+            text = f"there is no version {version!r} in {found.root}; there are: {there}"
+        else:
+            text = (
+                f"{fault.text} ({fault.detail}). Publish its run again, then move labels to the "
+                "new version and remove this one"
+            )
+        raise CommandError(text, Exit.BAD_VERSION) from None
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
 
 
 def _existing(registry: Path) -> Path:

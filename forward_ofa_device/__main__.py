@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lives = crowd.read_lives(options.histories)
         summary = crowd.run(_population(options), lives, options.out, _Progress())
     except (ValueError, OSError, DeviceError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -97,6 +97,16 @@ def _population(options: argparse.Namespace) -> crowd.Population:
         pause=options.pause,
         patience=options.patience,
     )
+
+
+def _complain(error: Exception) -> None:
+    """One line on stderr, below the progress if that is on a terminal."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    print(f"error: {text}", file=sys.stderr)
 
 
 class _Progress:

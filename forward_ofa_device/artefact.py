@@ -161,6 +161,20 @@ def artefact_header(
     version: str, backbone: str, path: tuple[bool, ...], encoding: Encoding, layout: BlockLayout
 ) -> bytes:
     """All bytes of an artefact before the first payload: the same for equal arguments."""
+    metadata = {
+        "format": FORMAT,
+        "version": version,
+        "backbone": backbone,
+        "path": path_text(path),
+        "encoding": encoding,
+    }
+    return write_header(_entries(path, encoding, layout), metadata)
+
+
+def _entries(
+    path: tuple[bool, ...], encoding: Encoding, layout: BlockLayout
+) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    """The tensors of an artefact, in order: name -> (dtype name, shape, bytes)."""
     entries: dict[str, tuple[str, tuple[int, ...], int]] = {}
     half_count = layout.columns + layout.size - layout.matrix_size
     for block in (index for index, kept in enumerate(path) if kept):
@@ -170,14 +184,7 @@ def artefact_header(
         else:
             dtype = "F32" if encoding == "float32" else "F16"
             entries[f"block.{block}"] = (dtype, (layout.size,), layout.encoded_bytes(encoding))
-    metadata = {
-        "format": FORMAT,
-        "version": version,
-        "backbone": backbone,
-        "path": path_text(path),
-        "encoding": encoding,
-    }
-    return write_header(entries, metadata)
+    return entries
 
 
 def write_artefact(
@@ -211,14 +218,18 @@ def read_artefact(data: bytes | memoryview, layout: BlockLayout) -> Network:
         raise CorruptFile("the metadata name no known encoding or path")
     path = tuple(c == "1" for c in text)
     parts = ("half", "int8") if encoding == "int8" else ()
-    expected = {
-        name
-        for block, kept in enumerate(path)
-        if kept
-        for name in ([f"block.{block}.{p}" for p in parts] or [f"block.{block}"])
-    }
-    if set(tensors) != expected:
+    # Counted first: a path may be said to be longer than anything should be built for.
+    if sum(path) * max(1, len(parts)) != len(tensors):
         raise CorruptFile("the blocks are not those that the path keeps")
+    expected = _entries(path, encoding, layout)
+    if set(tensors) != set(expected):
+        raise CorruptFile("the blocks are not those that the path keeps")
+    for name, (_, shape, size) in expected.items():
+        # No two dtypes have the same size.
+        if (tensors[name].shape, tensors[name].nbytes) != (shape, size):
+            raise CorruptFile(
+                f"{name} is not what {encoding} has for a block: {size} bytes expected"
+            )
     blocks = {}
     for block in (index for index, kept in enumerate(path) if kept):
         names = [f"block.{block}.{p}" for p in parts] or [f"block.{block}"]

@@ -74,7 +74,7 @@ def read_lives(path: Path) -> list[Life]:
     Raises ValueError, naming the line, for anything else.
     """
     lives = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 lives.append(_life(line, f"{path}, line {number}"))
@@ -86,11 +86,11 @@ def read_lives(path: Path) -> list[Life]:
     return lives
 
 
-def _life(line: str, where: str) -> Life:
+def _life(line: bytes, where: str) -> Life:
     try:
         raw = json.loads(line)
         device, history, following = raw["device"], raw["history"], raw.get("next", [])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f'{where}: give {{"device": .., "history": [..], "next": [..]}}'
         ) from error

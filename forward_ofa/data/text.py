@@ -66,6 +66,11 @@ class DelimitedText:
         self._body = data[start:]
         if header is None:
             first, _, self._body = self._body.partition(b"\n")
+            if b"\r" in first.rstrip(b"\r"):
+                raise DataError(
+                    f"{file}: its lines end in a carriage return alone, as on old Macs. Convert it "
+                    "with: tr '\\r' '\\n' < OLD > NEW"
+                )
             self._line += 1
             text = first.decode().rstrip("\r")
             self._separator = separator or max(",\t;|", key=text.count)
@@ -191,9 +196,11 @@ def _require_utf8(data: bytes, file: str) -> None:
         data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
+        wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # byte order marks
+        name, code = ("UTF-16", "utf-16") if wide else ("Latin-1", "latin1")
         raise DataError(
-            f"{file}, line {line}: not UTF-8 text. If it is Latin-1, convert it with: "
-            "iconv -f latin1 -t utf-8 OLD > NEW"
+            f"{file}, line {line}: not UTF-8 text. If it is {name}, convert it with: "
+            f"iconv -f {code} -t utf-8 OLD > NEW"
         ) from None
 
 

@@ -244,8 +244,10 @@ def _check_etag(etag: str) -> None:
 
 def _usable(known: SessionCandidates, served: ServedVersion) -> bool:
     """A store is another process: its rows may be of another version, or rubbish."""
-    rows = known.indices
-    return known.version == served.version and bool(rows) and max(rows) < len(served.item_ids)
+    rows, items = known.indices, len(served.item_ids)
+    if known.version != served.version or not 0 < len(rows) <= items:
+        return False
+    return max(rows) < items and len(set(rows)) == len(rows)
 
 
 def _candidate_list(

@@ -169,7 +169,10 @@ class Registry(Protocol):
         """Make a staging folder a version; its id. It appears whole or not at all."""
 
     def versions(self) -> list[VersionManifest]:
-        """All versions, oldest first. Damaged ones are left out, and logged."""
+        """All versions, oldest first, without the damaged ones."""
+
+    def damaged(self) -> dict[str, str]:
+        """Version -> what is wrong with it, of those that `versions` leaves out."""
 
     def exists(self, version: str) -> bool: ...
 

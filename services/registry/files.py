@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import secrets
 import shutil
@@ -32,9 +31,7 @@ from services.registry.contract import (
     is_version_id,
     shard_file,
 )
-from services.runtime.logs import log
 
-_LOGGER = logging.getLogger(__name__)
 _DRAFT = "version.json"
 _ABANDONED_SECONDS = 24 * 3600
 
@@ -79,16 +76,25 @@ class FileRegistry:
         return version
 
     def versions(self) -> list[VersionManifest]:
-        """Oldest first; damaged ones are left out, and logged."""
-        found = []
+        """Oldest first, without the damaged ones."""
+        whole, _ = self._look()
+        return sorted(whole, key=lambda manifest: (manifest.created, manifest.version))
+
+    def damaged(self) -> dict[str, str]:
+        """Version -> what is wrong with it."""
+        return self._look()[1]
+
+    def _look(self) -> tuple[list[VersionManifest], dict[str, str]]:
+        whole, damaged = [], {}
         for path in self._versions.iterdir() if self._versions.is_dir() else ():
             if not is_version_id(path.name):
                 continue
             try:
-                found.append(self.open(path.name).manifest)
+                whole.append(self.open(path.name).manifest)
             except Fault as fault:
-                log(_LOGGER, logging.WARNING, "version left out", reason=str(fault))
-        return sorted(found, key=lambda manifest: (manifest.created, manifest.version))
+                known = fault.reason is Reason.CORRUPT_VERSION
+                damaged[path.name] = f"{fault.text} ({fault.detail})" if known else "no manifest"
+        return whole, damaged
 
     def exists(self, version: str) -> bool:
         return is_version_id(version) and (self._versions / version / MANIFEST).is_file()

@@ -54,7 +54,7 @@ def test_the_report_has_figures_of_both_systems_and_of_the_devices(demo):
         "How many blocks a network keeps",
         "RequestNetwork p50 / p95 / p99",
         "bundle, once for each version",
-        "path and interest (E, H, E'), once a request",
+        "path and interest (E, H, E'), at each refresh",
         "make serve",
     ):
         assert text in demo[1]

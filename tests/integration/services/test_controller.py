@@ -213,6 +213,28 @@ def test_garbage_bytes_are_refused(deployment):
     assert ask(deployment).artefact.data
 
 
+def test_garbage_to_health_and_reflection_gets_no_inner_text(deployment):
+    health = deployment.channel.unary_unary("/grpc.health.v1.Health/Check")
+    assert health(b"\xff", timeout=10) == health(b"", timeout=10)
+    reflect = deployment.channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    )
+    assert b"invalid argument" in next(reflect(iter([b"\xff"]), timeout=10))
+
+
+def test_a_flood_is_answered_to_the_last_call(deployment):
+    request = network_request(deployment.tiny)
+    calls = [deployment.stub.RequestNetwork.future(request, timeout=60) for _ in range(2000)]
+    refused = 0
+    for call in calls:
+        try:
+            assert call.result().artefact.data
+        except grpc.RpcError as error:
+            assert fault_of(error).reason is Reason.OVERLOADED
+            refused += 1
+    assert refused < len(calls)
+
+
 def test_a_deadline_that_has_passed(deployment):
     with pytest.raises(grpc.RpcError) as caught:
         ask(deployment, timeout=0.0001)

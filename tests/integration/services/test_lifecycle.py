@@ -8,6 +8,8 @@ import json
 import logging
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import threading
 import time
@@ -147,17 +149,19 @@ async def test_a_labelled_version_is_loaded_when_asked_for(registry):
         assert fault.reason is Reason.UNKNOWN_VERSION
 
 
-async def test_a_damaged_new_version_changes_nothing(registry, caplog):
+@pytest.mark.parametrize("name", ["bundle/items-0001.safetensors", "mapper.safetensors"])
+async def test_a_damaged_new_version_changes_nothing(registry, caplog, name):
     tiny = publish(registry, "v1", seed=1)
     async with running(registry.root) as services, client(services.address) as (stub, health):
         publish(registry, "v2", seed=2, label="canary")
-        path = registry.root / "versions" / "v2" / "bundle" / "items-0001.safetensors"
+        path = registry.root / "versions" / "v2" / name
         path.chmod(0o644)
-        path.write_bytes(path.read_bytes()[:-1] + b"\0")
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         with caplog.at_level(logging.ERROR, "services"):
             (registry.root / "labels" / "stable").write_text("v2\n")
             await asyncio.sleep(0.5)
-        assert "items-0001.safetensors" in caplog.text
+        assert name in caplog.text
         reply = await stub.RequestNetwork(network_request(tiny))
         assert reply.current_version == "v1"
         assert await status(health) == "SERVING"
@@ -326,7 +330,24 @@ async def test_two_controllers_share_sessions_in_redis(registry, tmp_path):
         server.kill()
 
 
-@pytest.mark.parametrize("rows", [[0, 99_999], [], [4_000_000_000]])
+async def test_an_address_of_redis_with_unknown_options(registry):
+    sessions = SessionSettings(url="redis://127.0.0.1:1/0?no_such_option=1")
+    with pytest.raises(SettingsError, match="no_such_option"):
+        await start(settings(registry.root, sessions=sessions))
+
+
+async def test_a_scrape_that_breaks_off_leaves_no_traceback(registry, capfd):
+    async with running(registry.root) as services:
+        host, port = services.metrics_address.split(":")
+        for _ in range(5):
+            with socket.create_connection((host, int(port))) as scrape:
+                scrape.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                scrape.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        await asyncio.sleep(0.3)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [[0, 99_999], [], [4_000_000_000], [3, 3], [0] * 5000])
 async def test_rows_that_are_not_of_this_version_are_no_session(registry, tmp_path, rows):
     from services.runtime.metrics import Metrics
     from services.sessions.redis import RedisSessions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from forward_ofa.checkpoint import CheckpointError
+from forward_ofa.checkpoint import CheckpointError, save_tensors
 from forward_ofa.config import FoundationConfig, MethodConfig, RunConfig, TrainingConfig
 from forward_ofa.data import FilterConfig, SequenceDataset, generate_log, prepare
 from forward_ofa.evaluation import hit, ndcg, paired_interval, rank_of
@@ -228,3 +229,16 @@ def test_larger_logs_get_fewer_epochs() -> None:
     small, middle, large = (recipe("default", "sasrec", n) for n in (50_000, 500_000, 10**9))
     epochs = [(c.foundation.training.epochs, c.forward_ofa.epochs) for c in (small, middle, large)]
     assert epochs[0] > epochs[1] > epochs[2] >= (1, 1)
+
+
+def test_a_full_disk_is_told_as_such_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_tensors(path, {"a": torch.ones(3)})
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full") as caught:
+        save_tensors(path, {"a": torch.zeros(3)})
+    assert (caught.value.errno, caught.value.filename) == (28, str(path))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

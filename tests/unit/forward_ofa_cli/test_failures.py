@@ -110,3 +110,36 @@ def test_one_device_without_a_cloud(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 5
     assert "the controller at 127.0.0.1:1 cannot be reached" in done.stderr
+
+
+def test_one_device_without_a_folder_says_only_that(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "forward_ofa_cli", "device", "one", "--history", "a,b"]
+    command += ["--controller", "127.0.0.1:1", "--state", "file"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and "state directory" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "lives.jsonl: No such file"), (b"\x93\xb4", "lives.jsonl, line 1: give"),
+     (b"[" * 100_000, "lives.jsonl, line 1: give")],
+)  # fmt: skip
+def test_histories_that_cannot_be_read(tmp_path: Path, content: bytes | None, says: str):
+    if content is not None:
+        (tmp_path / "lives.jsonl").write_bytes(content)
+    command = [sys.executable, "-m", "forward_ofa_cli", "device", "population"]
+    command += ["--controller", "127.0.0.1:1", "--histories", "lives.jsonl", "--state", "state"]
+    command += ["--out", "out.jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {says}") and len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_dir_that_cannot_be_made(cli, tmp_path: Path):
+    log = write_csv(tmp_path / "log.csv", 20, 100)
+    (tmp_path / "file").write_text("")
+    result = cli("train", "--data", log, "--min-user", "3", "--run-dir", tmp_path / "file" / "run")
+    assert result.exit_code == 1
+    assert "check the path" in result.stderr and str(tmp_path / "file" / "run") in result.stderr

@@ -49,7 +49,7 @@ def test_the_verdict_is_plain(figures, words):
     said = verdict(report(*figures))
     assert words in said
     assert f"{figures[0]:.4f} against {figures[1]:.4f}" in said
-    assert "75.0% of its FLOPs and 75.0% of its bytes" in said
+    assert "75.0% of its FLOPs an inference and 75.0% of its bytes" in said
 
 
 def test_the_table_has_both_systems_and_the_intervals():

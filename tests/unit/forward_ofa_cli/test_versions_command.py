@@ -52,8 +52,13 @@ def test_remove_only_what_no_label_points_at(cli, registry: FileRegistry):
 def test_an_unknown_version(cli, registry: FileRegistry):
     for command in (("show", "v3"), ("label", "stable", "v3"), ("remove", "v3")):
         result = cli("versions", *command)
-        assert result.exit_code == 4 and "v3" in result.stderr
+        assert result.exit_code == 4 and "there is no version 'v3'" in result.stderr
+        assert "bundle" not in result.stderr, "that is what devices are told"
+    assert "there are: v1, v2" in cli("versions", "show", "v3").stderr
     assert registry.current() == "v2"
+    result = cli("versions", "rollback", "--label", "canary")
+    assert result.exit_code == 4 and "there is no label 'canary'" in result.stderr
+    assert "there are: stable" in result.stderr
 
 
 def test_a_damaged_version_is_found_and_not_labelled(cli, registry: FileRegistry):
@@ -66,3 +71,14 @@ def test_a_damaged_version_is_found_and_not_labelled(cli, registry: FileRegistry
         result = cli("versions", *command)
         assert result.exit_code == 4 and "mapper.safetensors" in result.stderr
     assert registry.current() == "v2"
+
+
+def test_a_damaged_version_says_what_an_operator_can_do(cli, registry: FileRegistry):
+    (registry.root / "versions" / "v1" / "manifest.json").chmod(0o644)
+    (registry.root / "versions" / "v1" / "manifest.json").write_text("{")
+    shown = cli("versions", "show", "v1")
+    assert shown.exit_code == 4
+    assert "manifest.json" in shown.stderr and "Publish its run again" in shown.stderr
+    listed = cli("versions", "list", "--json")
+    assert [row["version"] for row in json.loads(listed.stdout)] == ["v2"]
+    assert "Left out: v1" in listed.stderr and "manifest.json" in listed.stderr

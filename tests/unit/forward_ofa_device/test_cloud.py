@@ -154,6 +154,26 @@ def test_garbage_details_and_oversize_replies() -> None:
     server.stop(0).wait()
 
 
+class Flooded(ControllerServiceServicer):
+    """Answers as gRPC itself does when too many calls come at once."""
+
+    def RequestNetwork(self, request: object, context: grpc.ServicerContext) -> None:
+        context.abort(grpc.StatusCode.CANCELLED, "")
+
+
+def test_a_server_that_cancels_is_one_that_is_away() -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    register(Flooded(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    client = Cloud(Connection(f"127.0.0.1:{port}"))
+    with pytest.raises(CloudError) as caught:
+        client.request_network(pb.RequestNetworkRequest())
+    assert (caught.value.reason, caught.value.code) == ("UNREACHABLE", "CANCELLED")
+    client.close()
+    server.stop(0).wait()
+
+
 # Downloads
 
 

@@ -207,6 +207,40 @@ def test_values_that_are_not_finite_are_refused() -> None:
         read_artefact(data, LAYOUT)
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("change", ["shape", "dtype"])
+def test_a_block_of_another_shape_or_type_is_refused(encoding: str, change: str) -> None:
+    """Also where the bytes are as many as they should be."""
+    payload = encode_block(np.ones(LAYOUT.size, np.float32), LAYOUT, encoding)
+    good = write_artefact("v1", "sasrec", (True,), encoding, LAYOUT, [payload])
+    tensors, metadata = read_tensors(good)
+    name = next(iter(tensors))
+    value = tensors[name]
+    tensors[name] = value[None] if change == "shape" else value.view(np.int8)
+    with pytest.raises(CorruptFile, match=name):
+        read_artefact(write_tensors(tensors, metadata), LAYOUT)
+
+
+@pytest.mark.parametrize("text", ["1" * 100_000, "0000", "11"])
+def test_a_path_that_is_not_that_of_the_blocks_is_refused(text: str) -> None:
+    payload = encode_block(np.ones(LAYOUT.size, np.float32), LAYOUT, "float16")
+    good = write_artefact("v1", "sasrec", (True,), "float16", LAYOUT, [payload])
+    tensors, metadata = read_tensors(good)
+    with pytest.raises(CorruptFile, match="the path keeps"):
+        read_artefact(write_tensors(tensors, {**metadata, "path": text}), LAYOUT)
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_beyond_int8_are_clipped_not_lost() -> None:
+    decoded = decode_rows(encode_rows(np.full((2, 8), 1e30, np.float32), "int8"), "int8", 2, 8)
+    assert (decoded == 65504 * 127).all()
+    flat = np.full(LAYOUT.size, -1e30, np.float32)
+    block = decode_block(encode_block(flat, LAYOUT, "int8"), LAYOUT, "int8")
+    for spec in LAYOUT.specs:
+        largest = 65504 * 127 if spec.kind == "matrix" else 65504
+        assert (block[spec.name] == -largest).all(), spec.name
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=40).filter(any))
 def test_path_bits_come_back(path: list[bool]) -> None:
     bits = pack_path(path)

@@ -91,6 +91,21 @@ def test_a_folder_that_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:
         StateStore(tmp_path / "file")
 
 
+def test_only_its_user_can_look_into_a_folder_that_it_makes(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        store = StateStore(tmp_path / "apps" / "mine")
+        store.write("v1", "bundle", b"data", {})
+        share_bundle(store.folder, tmp_path / "shared")
+        store.close()
+    finally:
+        os.umask(before)
+    for made in (store.folder, tmp_path / "shared"):
+        folders = [made, *(path for path in made.rglob("*") if path.is_dir())]
+        assert len(folders) == 3
+        assert all(folder.stat().st_mode & 0o777 == 0o700 for folder in folders)
+
+
 def test_a_download_is_a_blob_only_when_its_digest_is_right(store: StateStore) -> None:
     store.begin_partial("v1", "bundle", sha(b"abcdef"), 6)
     store.append_partial("v1", "bundle", b"abc")
@@ -175,3 +190,44 @@ def test_a_damaged_line_costs_itself(tmp_path: Path, tail: bytes, kept: list[str
     history.add(["d"])
     assert [json.loads(line) for line in path.read_text().splitlines()] == [*kept, "d"]
     assert list(History(path, limit=9).items()) == [*kept, "d"]
+
+
+def test_a_history_that_cannot_be_read_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot read"):
+        History(tmp_path, limit=9)
+
+
+def test_a_full_disk_costs_the_touch_that_it_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "history.jsonl"
+    history = History(path, limit=2)
+    history.add(["a"])
+    with monkeypatch.context() as full:
+        full.setattr(Path, "open", _torn_write)
+        with pytest.raises(StorageError, match="No space left"):
+            history.add(["b"])
+        assert history.items() == ("a",)
+    history.add(["c"])
+    assert history.items() == History(path, limit=2).items() == ("a", "c")
+
+
+def _torn_write(path: Path, *_: object, **__: object) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+    os.write(handle, b'"b')
+    os.close(handle)
+    raise OSError(28, "No space left on device")
+
+
+def test_a_compaction_that_fails_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "history.jsonl"
+    history = History(path, limit=2)
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+        history.add("abcdefg")
+        assert history.items() == ("f", "g") and len(path.read_text().splitlines()) == 7
+    history.add("h")
+    assert len(path.read_text().splitlines()) == 2
+    assert History(path, limit=2).items() == ("g", "h")

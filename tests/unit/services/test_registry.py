@@ -161,6 +161,7 @@ def test_a_damaged_manifest_hides_one_version_only(registry, text):
     assert caught.value.reason is Reason.CORRUPT_VERSION
     assert "manifest.json" in caught.value.text
     assert [m.version for m in registry.versions()] == ["v2"]
+    assert list(registry.damaged()) == ["v1"] and "manifest.json" in registry.damaged()["v1"]
 
 
 def test_remove(registry):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from services.__main__ import main, make_parser, read_settings
+from services.assembler.settings import AssemblerSettings
 from services.controller.settings import ControllerSettings
 from services.mapper.settings import MapperSettings
 from services.runtime.settings import ChannelSettings, ServerSettings, SettingsError
 from services.sessions.settings import SessionSettings
 from services.settings import ServeSettings, parse_targets
 from services.versions import VersionSettings
+
+NAN = float("nan")
 
 
 @pytest.mark.parametrize(
@@ -27,9 +30,21 @@ from services.versions import VersionSettings
         (lambda tmp: ChannelSettings(ca=tmp / "ca.pem"), "no file"),
         (lambda _: SessionSettings(url="mysql://x"), "redis://"),
         (lambda _: SessionSettings(ttl_seconds=0), "ttl_seconds"),
+        (lambda _: SessionSettings(ttl_seconds=NAN), "ttl_seconds"),
+        (lambda _: SessionSettings(ttl_seconds=1e30), "at most a year"),
+        (lambda _: SessionSettings(url="redis://"), "redis://HOST:PORT/DB"),
+        (lambda _: SessionSettings(url="redis://host:port/0"), "redis://HOST:PORT/DB"),
+        (lambda _: SessionSettings(url="redis://host:1/first"), "redis://HOST:PORT/DB"),
+        (lambda _: SessionSettings(url="unix://"), "unix://PATH"),
         (lambda _: MapperSettings(workers=0), "workers"),
         (lambda _: ControllerSettings(candidates=0), "candidates"),
         (lambda _: ControllerSettings(retry_min_ms=9, retry_max_ms=8), "retry_min_ms"),
+        (lambda _: ControllerSettings(network_ttl_seconds=2**32), "at most"),
+        (lambda _: ControllerSettings(retry_max_ms=2**32), "at most"),
+        (lambda _: AssemblerSettings(mapper_seconds=NAN), "mapper_seconds"),
+        (lambda _: ServerSettings(drain_seconds=NAN), "drain_seconds"),
+        (lambda _: VersionSettings(poll_seconds=NAN), "poll_seconds"),
+        (lambda _: VersionSettings(label="../x"), "no label"),
         (lambda _: VersionSettings(keep=0), "keep"),
         (lambda tmp: ServeSettings(registry=tmp / "nowhere"), "publish a version first"),
         (lambda tmp: ServeSettings(tmp, ("controller",)), "--assembler"),
@@ -104,3 +119,9 @@ def test_bad_settings_end_with_2(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["services", "--registry", str(tmp_path / "none")])
     assert main() == 2
     assert "publish a version first" in capsys.readouterr().err
+
+
+def test_a_password_is_not_shown():
+    with pytest.raises(SettingsError) as caught:
+        SessionSettings(url="redis://:secret@host:port/0")
+    assert "secret" not in str(caught.value)
