@@ -102,6 +102,7 @@ def load_run(folder: Path) -> Run:
         config = run_config_from_json(json.loads((folder / "config.json").read_text()))
         card = json.loads((folder / "data.json").read_text())
         report = json.loads((folder / "report.json").read_text())
+        _ = report["protocol"], report["systems"]["forward-ofa"]
         device_rec = DeviceRec(card["items"], config.method.backbone, config.method.dropout)
         device_rec.load_state_dict(load_file(folder / "device-rec.safetensors"))
         forward_ofa = ForwardOFA(card["items"], config.method)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,14 @@ def test_damaged_weights_are_refused(data, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(RunError, match="damaged"):
         load_run(run.folder)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}"])
+def test_a_damaged_report_is_refused(finished, tmp_path: Path, text: str) -> None:
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    (folder / "report.json").write_text(text)
+    with pytest.raises(RunError, match="damaged"):
+        load_run(folder)
 
 
 def test_the_foundation_meets_every_training_target_once(data) -> None:
