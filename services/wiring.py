@@ -209,15 +209,17 @@ class _Components:
         from forward_ofa_api.controller.v1.controller_pb2_grpc import (
             add_ControllerServiceServicer_to_server,
         )
+        from services.controller.candidates import CandidateFinder
         from services.controller.domain import Controller
         from services.controller.served import ServedVersion
         from services.controller.servicer import SERVICE, ControllerServicer
 
         versions = self._hold("controller", ServedVersion.load, labelled_only=True)
+        finder = CandidateFinder(self._sessions(), self._settings.controlling)
+        self._stack.callback(finder.close)
         controller = Controller(
-            versions, assembler, self._sessions(), self._settings.controlling, self._metrics
+            versions, assembler, finder, self._settings.controlling, self._metrics
         )
-        self._stack.callback(controller.close)
         servicer = ControllerServicer(controller)
         self._add(SERVICE, versions, lambda s: add_ControllerServiceServicer_to_server(servicer, s))
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from forward_ofa_device.rows import encode_rows
 from services.checks import check_interest, check_path, check_session_id
 from services.controller.bundles import BundleChunk, BundlePart, bundle_file, stream_file
+from services.controller.candidates import CandidateFinder, CandidateList, check_etag
 from services.controller.served import Allowance, ServedVersion
 from services.controller.settings import ControllerSettings
 from services.errors import Fault, Reason, RetryMs
@@ -23,13 +19,9 @@ from services.ports import (
     Assembler,
     Encoding,
     GenerationRequest,
-    SessionCandidates,
-    SessionStore,
 )
 from services.runtime.metrics import Metrics
 from services.versions import Versions
-
-MAX_ETAG = 128
 
 
 @dataclass(frozen=True)
@@ -58,22 +50,6 @@ class CandidatesRequest:
 
 
 @dataclass(frozen=True)
-class CandidateList:
-    """See Candidates. If not modified, ids and embeddings are empty."""
-
-    etag: str
-    not_modified: bool
-    encoding: Encoding
-    item_ids: list[str]
-    embeddings: bytes
-
-    @property
-    def bytes(self) -> int:
-        """Ids and embeddings."""
-        return len(self.embeddings) + sum(len(item.encode()) for item in self.item_ids)
-
-
-@dataclass(frozen=True)
 class NetworkReply:
     """See RequestNetworkResponse. Times in microseconds."""
 
@@ -95,19 +71,18 @@ class Controller:
         self,
         versions: Versions[ServedVersion],
         assembler: Assembler,
-        sessions: SessionStore,
+        finder: CandidateFinder,
         settings: ControllerSettings,
         metrics: Metrics,
     ) -> None:
-        self._versions, self._assembler, self._sessions = versions, assembler, sessions
+        self._versions, self._assembler, self._finder = versions, assembler, finder
         self._settings, self._metrics = settings, metrics
-        self._pool = ThreadPoolExecutor(settings.retrieval_workers, "retrieval")
 
     async def request_network(self, request: NetworkRequest) -> NetworkReply:
         """One network and its candidates. Raises Fault."""
         arrived = time.perf_counter()
         served = await self._versions.get(request.version)
-        _check_etag(request.held_etag)
+        check_etag(request.held_etag)
         check_session_id(request.session_id)
         path = check_path(request.path, served.backbone.blocks)
         interest = check_interest(request.interest, served.backbone.hidden)
@@ -115,7 +90,7 @@ class Controller:
         assembling = asyncio.create_task(self._assemble(request))
         retrieving = time.perf_counter()
         try:
-            candidates = await self._retrieve(
+            candidates = await self._finder.find(
                 served, request.session_id, interest, request.encoding, request.held_etag
             )
             retrieve_us = _us_since(retrieving)
@@ -139,18 +114,17 @@ class Controller:
     async def candidates(self, request: CandidatesRequest) -> CandidateList:
         """Candidates alone, by interest or as the session has them. Raises Fault."""
         served = await self._versions.get(request.version)
-        _check_etag(request.held_etag)
+        check_etag(request.held_etag)
         check_session_id(request.session_id)
         if request.interest is not None:
             interest = check_interest(request.interest, served.backbone.hidden)
-            found = await self._retrieve(
+            found = await self._finder.find(
                 served, request.session_id, interest, request.encoding, request.held_etag
             )
         else:
-            known = await self._sessions.get(request.session_id)
-            if known is None or not _usable(known, served):
-                raise Fault(Reason.UNKNOWN_SESSION)
-            found = _candidate_list(served, known, request.encoding, request.held_etag)
+            found = await self._finder.current(
+                served, request.session_id, request.encoding, request.held_etag
+            )
         self._metrics.response_bytes.labels("candidates").observe(found.bytes)
         return found
 
@@ -172,10 +146,6 @@ class Controller:
                     sent += len(chunk.data)
         finally:
             self._metrics.response_bytes.labels("bundle").observe(sent)
-
-    def close(self) -> None:
-        """Ends the workers."""
-        self._pool.shutdown(cancel_futures=True)
 
     async def _assemble(self, request: NetworkRequest) -> tuple[AssembledNetwork, int]:
         """The network, and the assembler's microseconds with its hop, without the mapper's."""
@@ -199,25 +169,6 @@ class Controller:
         elsewhere = cost.queue_us + cost.map_us
         return network, max(cost.assemble_us, _us_since(asked) - elsewhere)
 
-    async def _retrieve(
-        self,
-        served: ServedVersion,
-        session_id: str,
-        interest: np.ndarray,
-        encoding: Encoding,
-        held_etag: str,
-    ) -> CandidateList:
-        """Finds candidates and remembers them for the session. interest: [D]."""
-        rows = await asyncio.get_running_loop().run_in_executor(
-            self._pool, served.index.search, interest, self._settings.candidates
-        )
-        raw = served.version.encode() + b"\0" + rows.astype("<u4").tobytes()
-        found = SessionCandidates(
-            served.version, rows.tolist(), hashlib.sha256(raw).hexdigest()[:32]
-        )
-        await self._sessions.put(session_id, found)
-        return _candidate_list(served, found, encoding, held_etag)
-
     def _observe(self, reply: NetworkReply, kept: int) -> None:
         cost, metrics = reply.network.cost, self._metrics
         metrics.device_flops.labels("paper").observe(cost.paper_device_flops)
@@ -235,32 +186,6 @@ class Controller:
         }
         for stage, microseconds in stages.items():
             metrics.stage_seconds.labels(stage).observe(microseconds / 1e6)
-
-
-def _check_etag(etag: str) -> None:
-    if len(etag) > MAX_ETAG:
-        raise Fault(Reason.TOO_LARGE, field="held_candidates_etag", limit=f"{MAX_ETAG} characters")
-
-
-def _usable(known: SessionCandidates, served: ServedVersion) -> bool:
-    """A store is another process: its rows may be of another version, or rubbish."""
-    rows, items = known.indices, len(served.item_ids)
-    if known.version != served.version or not 0 < len(rows) <= items:
-        return False
-    return max(rows) < items and len(set(rows)) == len(rows)
-
-
-def _candidate_list(
-    served: ServedVersion, found: SessionCandidates, encoding: Encoding, held_etag: str
-) -> CandidateList:
-    etag = f"{found.etag}-{encoding}"
-    if etag == held_etag:
-        return CandidateList(etag, True, encoding, [], b"")
-    rows = np.asarray(found.indices, dtype=np.int64)
-    ids = [served.item_ids[row] for row in found.indices]
-    return CandidateList(
-        etag, False, encoding, ids, encode_rows(served.index.items[rows], encoding)
-    )
 
 
 def _us_since(moment: float) -> int:

@@ -11,8 +11,8 @@ import grpc
 from forward_ofa_api.controller.v1 import controller_pb2, controller_pb2_grpc
 from forward_ofa_api.types.v1 import types_pb2
 from services.controller.bundles import BundlePart
+from services.controller.candidates import CandidateList
 from services.controller.domain import (
-    CandidateList,
     CandidatesRequest,
     Controller,
     NetworkReply,

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forward_ofa_device.artefact import write_artefact
-from services.controller.served import Allowance, ItemIndex, ServedVersion
+from services.controller.retrieval import ItemIndex
+from services.controller.served import Allowance, ServedVersion
 from services.errors import Fault, Reason
 from services.registry.files import FileRegistry
 from tests.support.versions import publish
