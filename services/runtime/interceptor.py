@@ -50,7 +50,10 @@ class CallGuard(grpc.aio.ServerInterceptor):
             empty = _lenient(handler.request_deserializer, b"")
             return handler._replace(request_deserializer=empty)
         name = method.rpartition("/")[2]
-        coders = (_lenient(handler.request_deserializer), handler.response_serializer)
+        coders = (
+            _lenient(handler.request_deserializer),
+            _unless_bytes(handler.response_serializer),
+        )
         if handler.unary_unary:
             unary = self._unary(name, handler.unary_unary)
             return grpc.unary_unary_rpc_method_handler(unary, *coders)
@@ -106,6 +109,15 @@ class CallGuard(grpc.aio.ServerInterceptor):
     def _leave(self, kind: str) -> None:
         self._running[kind] -= 1
         self._metrics.in_flight.dec()
+
+
+def _unless_bytes(serialise: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Passes on bytes: a message that the handler has serialised already."""
+
+    def write(answer: Any) -> bytes:
+        return answer if type(answer) is bytes else serialise(answer)
+
+    return write
 
 
 def _lenient(
