@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from forward_ofa.checkpoint import save_tensors
 from forward_ofa.data.sequences import SequenceDataset
@@ -21,7 +22,7 @@ from forward_ofa.onnx_export import export_onnx
 from forward_ofa.runs import Run, write_json
 from forward_ofa_device.bundle import BundleManifest, write_bundle, write_shard
 
-FORMAT = "forward-ofa-version/1"
+FORMAT = "forward-ofa-version/2"
 POPULAR_ITEMS = 4096
 """Items of shard 0, which every device fetches: enough for most of a real history."""
 SHARD_ITEMS = 4096
@@ -89,8 +90,8 @@ def _write_cloud(system: ForwardOFA, staging: Path) -> None:
     blocks = {}
     for index in range(system.backbone.config.blocks):
         hypernetwork = system.hypernetwork(index)
-        blocks[f"block.{index}.weight"] = hypernetwork.weight
-        blocks[f"block.{index}.bias"] = hypernetwork.bias
+        # [h, 1] times this is the whole of Eq. 9, read in the order in which it lies on disk.
+        blocks[f"block.{index}"] = torch.cat([hypernetwork.weight.T, hypernetwork.bias[None]])
     save_tensors(staging / "mapper.safetensors", blocks)
     query = {f"query.{name}": value for name, value in system.query.named_parameters()}
     save_tensors(staging / "retrieval.safetensors", query)

@@ -63,6 +63,13 @@ def make_parser(*, find_registry: bool = False) -> argparse.ArgumentParser:
     add("--retrieval-workers", type=int, default=controlling.retrieval_workers, help="threads")
     add("--mapper-workers", type=int, default=mapping.workers, help="threads that generate")
     add("--mapper-queue", type=int, default=mapping.queue, help="requests that may wait")
+    add("--mapper-batch", type=int, default=mapping.max_batch, help="requests of one product")
+    add(
+        "--mapper-precision",
+        default=mapping.precision,
+        choices=("float32", "bfloat16"),
+        help="of the products; float32 is exact",
+    )
     add("--torch-threads", type=int, default=mapping.torch_threads, help="of one generation")
     add(
         "--mapper-seconds",
@@ -113,7 +120,9 @@ def read_settings(
         channels=ChannelSettings(a.upstream_ca, a.allow_insecure),
         versions=VersionSettings(a.label, a.poll_seconds, a.keep_versions),
         sessions=SessionSettings(a.sessions, a.session_ttl, a.session_limit),
-        mapping=MapperSettings(a.mapper_workers, a.mapper_queue, a.torch_threads),
+        mapping=MapperSettings(
+            a.mapper_workers, a.mapper_queue, a.mapper_batch, a.mapper_precision, a.torch_threads
+        ),
         assembling=AssemblerSettings(a.mapper_seconds),
         controlling=ControllerSettings(
             a.candidates, a.network_ttl, a.retry_min_ms, a.retry_max_ms, a.retrieval_workers

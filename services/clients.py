@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from forward_ofa_api.assembler.v1 import assembler_pb2, assembler_pb2_grpc
-from forward_ofa_api.mapper.v1 import mapper_pb2, mapper_pb2_grpc
+from forward_ofa_api.assembler.v1 import assembler_pb2
+from forward_ofa_api.mapper.v1 import mapper_pb2
 from forward_ofa_api.types.v1 import types_pb2
 from services.errors import Fault, Reason
 from services.ports import AssembledNetwork, GeneratedBlocks, GenerationRequest, NetworkCost
@@ -16,10 +18,14 @@ from services.runtime.logs import request_id
 from services.wire import (
     REQUEST_ID_KEY,
     STATUS_DETAILS_KEY,
-    encoding_name,
     encoding_number,
     fault_from_details,
+    split_artefact,
+    split_payload,
 )
+
+T = TypeVar("T")
+_Method = grpc.aio.UnaryUnaryMultiCallable[Any, bytes]
 
 # What a status without our details means: it comes from gRPC or something between.
 _BARE = {
@@ -31,11 +37,12 @@ _BARE = {
 
 
 class RemoteMapper:
-    """A mapper in another process."""
+    """A mapper in another process. The payload is passed on as a view of the reply."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub: mapper_pb2_grpc.MapperServiceAsyncStub = mapper_pb2_grpc.MapperServiceStub(
-            channel
+        self._generate: _Method = channel.unary_unary(
+            _method(mapper_pb2.DESCRIPTOR, "MapperService", "GenerateBlocks"),
+            request_serializer=mapper_pb2.GenerateBlocksRequest.SerializeToString,
         )
 
     async def generate(self, request: GenerationRequest) -> GeneratedBlocks:
@@ -45,18 +52,17 @@ class RemoteMapper:
             interest=types_pb2.Interest(values=request.interest),
             encoding=encoding_number(request.encoding),
         )
-        answer = await _call(self._stub.GenerateBlocks, message, request.timeout)
-        return GeneratedBlocks(
-            answer.blocks, answer.generation_flops, answer.queue_us, answer.map_us
-        )
+        payload, rest = await _call(self._generate, message, request.timeout, split_payload)
+        return GeneratedBlocks([payload], rest.generation_flops, rest.queue_us, rest.map_us)
 
 
 class RemoteAssembler:
-    """An assembler in another process."""
+    """An assembler in another process. The artefact is passed on as a view of the reply."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub: assembler_pb2_grpc.AssemblerServiceAsyncStub = (
-            assembler_pb2_grpc.AssemblerServiceStub(channel)
+        self._assemble: _Method = channel.unary_unary(
+            _method(assembler_pb2.DESCRIPTOR, "AssemblerService", "AssembleNetwork"),
+            request_serializer=assembler_pb2.AssembleNetworkRequest.SerializeToString,
         )
 
     async def assemble(self, request: GenerationRequest) -> AssembledNetwork:
@@ -66,12 +72,10 @@ class RemoteAssembler:
             interest=types_pb2.Interest(values=request.interest),
             encoding=encoding_number(request.encoding),
         )
-        answer = await _call(self._stub.AssembleNetwork, message, request.timeout)
-        cost, artefact = answer.cost, answer.artefact
+        artefact, rest = await _call(self._assemble, message, request.timeout, split_artefact)
+        cost = rest.cost
         return AssembledNetwork(
-            artefact.data,
-            artefact.sha256,
-            encoding_name(artefact.encoding),
+            [artefact],
             NetworkCost(
                 cost.paper_device_flops,
                 cost.true_device_flops,
@@ -84,11 +88,18 @@ class RemoteAssembler:
         )
 
 
-async def _call(method: Any, message: Any, timeout: float | None) -> Any:
+def _method(file: Any, service: str, method: str) -> str:
+    return f"/{file.services_by_name[service].full_name}/{method}"
+
+
+async def _call(method: Any, message: Any, timeout: float | None, read: Callable[[bytes], T]) -> T:
+    """The reply as `read` takes it: gRPC itself hands the bytes over as they came."""
     started = time.monotonic()
     metadata = ((REQUEST_ID_KEY, current),) if (current := request_id.get()) else None
     try:
-        return await method(message, timeout=timeout, metadata=metadata)
+        return read(await method(message, timeout=timeout, metadata=metadata))
+    except DecodeError as error:
+        raise Fault(Reason.INTERNAL, detail=f"a reply that is not the API's: {error}") from error
     except grpc.aio.AioRpcError as error:
         raise _fault(error, timeout, time.monotonic() - started) from error
 

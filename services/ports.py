@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Encoding = Literal["float32", "float16", "int8"]
+Buffer = bytes | memoryview
+"""Bytes that are passed on unread; a memoryview keeps what it was cut from alive."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class GeneratedBlocks:
-    """payloads: one a kept block, ascending, encoded. Times in microseconds."""
+    """payload: the kept blocks, ascending, encoded, in any number of pieces. Times in
+    microseconds."""
 
-    payloads: Sequence[bytes]
+    payload: Sequence[Buffer]
     generation_flops: int
     queue_us: int
     map_us: int
@@ -60,11 +63,10 @@ class NetworkCost:
 
 @dataclass(frozen=True)
 class AssembledNetwork:
-    """artefact: the bytes that the device gets, untouched from here on."""
+    """artefact: the whole field `artefact` of RequestNetworkResponse, serialised, in pieces: what
+    the device gets, untouched from here on. `wire.parse_artefact` reads it."""
 
-    artefact: bytes
-    sha256: bytes
-    encoding: Encoding
+    artefact: Sequence[Buffer]
     cost: NetworkCost
 
 

@@ -10,14 +10,19 @@ import grpc
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 
+from forward_ofa_api.assembler.v1 import assembler_pb2
+from forward_ofa_api.mapper.v1 import mapper_pb2
 from forward_ofa_api.types.v1 import types_pb2
 from services.errors import Fault, Reason
-from services.ports import AssembledNetwork, Encoding, NetworkCost
+from services.ports import Buffer, Encoding, NetworkCost
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 REQUEST_ID_KEY = "x-request-id"
 MAX_ENCODINGS = 16
 _NO_DEADLINE_SECONDS = 24 * 3600.0
+_PAYLOAD = mapper_pb2.GenerateBlocksResponse.PAYLOAD_FIELD_NUMBER
+_ARTEFACT = assembler_pb2.AssembleNetworkResponse.ARTEFACT_FIELD_NUMBER
+_ARTEFACT_DATA = types_pb2.Artefact.DATA_FIELD_NUMBER
 
 _NAMES: dict[int, Encoding] = {
     types_pb2.ENCODING_FLOAT32: "float32",
@@ -99,11 +104,71 @@ def fault_from_details(value: bytes) -> Fault | None:
     return None
 
 
-def artefact_message(network: AssembledNetwork) -> types_pb2.Artefact:
-    """The API's message of a network."""
-    return types_pb2.Artefact(
-        data=network.artefact, sha256=network.sha256, encoding=encoding_number(network.encoding)
-    )
+def artefact_field(data: Sequence[Buffer], sha256: bytes, encoding: Encoding) -> Sequence[Buffer]:
+    """Field `artefact` of RequestNetworkResponse, serialised around `data` without copying it.
+
+    data: the artefact in pieces. The rest is a few bytes: tags and lengths as protobuf's
+    encoding has them.
+    """
+    size = sum(len(piece) for piece in data)
+    rest = types_pb2.Artefact(sha256=sha256, encoding=_NUMBERS[encoding]).SerializeToString()
+    head = _tag(_ARTEFACT_DATA) + _varint(size)
+    return [_tag(_ARTEFACT) + _varint(len(head) + size + len(rest)), head, *data, rest]
+
+
+def parse_artefact(pieces: Sequence[Buffer]) -> types_pb2.Artefact:
+    """The message that `artefact_field` or an assembler serialised."""
+    return assembler_pb2.AssembleNetworkResponse.FromString(b"".join(pieces)).artefact
+
+
+def split_payload(message: bytes) -> tuple[memoryview, mapper_pb2.GenerateBlocksResponse]:
+    """A GenerateBlocksResponse: its payload as a view, and the message without it.
+
+    Raises DecodeError.
+    """
+    start, end = _first_field(message, _PAYLOAD)
+    rest = mapper_pb2.GenerateBlocksResponse.FromString(message[end:])
+    return memoryview(message)[start:end], rest
+
+
+def split_artefact(message: bytes) -> tuple[memoryview, assembler_pb2.AssembleNetworkResponse]:
+    """An AssembleNetworkResponse: its field `artefact`, tag and length included, as a view, and
+    the message without it. Raises DecodeError."""
+    _, end = _first_field(message, _ARTEFACT)
+    rest = assembler_pb2.AssembleNetworkResponse.FromString(message[end:])
+    return memoryview(message)[:end], rest
+
+
+def _first_field(message: bytes, number: int) -> tuple[int, int]:
+    """Where the content of the first field starts and ends. Serialisers write fields in order
+    of their numbers, so the large one is first."""
+    if message[:1] != _tag(number):
+        raise DecodeError(f"the message does not begin with field {number}")
+    size = shift = 0
+    for position in range(1, min(len(message), 11)):
+        byte = message[position]
+        size |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            start = position + 1
+            if start + size > len(message):
+                raise DecodeError("the message is truncated")
+            return start, start + size
+    raise DecodeError("the message is truncated")
+
+
+def _tag(number: int) -> bytes:
+    """Of a length-delimited field below 16."""
+    return bytes([number << 3 | 2])
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)
 
 
 def cost_message(cost: NetworkCost) -> types_pb2.Cost:

@@ -18,6 +18,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -182,11 +183,13 @@ class _Components:
 
     def _mapper(self) -> Mapper:
         from forward_ofa_api.mapper.v1.mapper_pb2_grpc import add_MapperServiceServicer_to_server
-        from services.mapper.domain import BlockHypernetworks, LocalMapper
+        from services.mapper.domain import LocalMapper, MappedVersion
         from services.mapper.servicer import SERVICE, MapperServicer
 
-        versions = self._hold("mapper", BlockHypernetworks.load)
-        mapper = LocalMapper(versions, self._settings.mapping)
+        settings = self._settings.mapping
+        load = partial(MappedVersion.load, precision=settings.precision)
+        versions = self._hold("mapper", load)
+        mapper = LocalMapper(versions, settings, self._metrics)
         self._stack.callback(mapper.close)
         servicer = MapperServicer(mapper)
         self._add(SERVICE, versions, lambda s: add_MapperServiceServicer_to_server(servicer, s))

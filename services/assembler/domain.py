@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from forward_ofa_device.artefact import BlockLayout, write_artefact
+from forward_ofa_device.artefact import BlockLayout, artefact_header
 from forward_ofa_device.backbones import build
 from forward_ofa_device.backbones.contract import Flops
 from services.assembler.settings import AssemblerSettings
@@ -15,7 +15,7 @@ from services.checks import check_interest, check_path
 from services.errors import Fault, Reason
 from services.ports import (
     AssembledNetwork,
-    Encoding,
+    Buffer,
     GeneratedBlocks,
     GenerationRequest,
     Mapper,
@@ -23,6 +23,7 @@ from services.ports import (
 )
 from services.registry.contract import PublishedVersion
 from services.versions import Versions
+from services.wire import artefact_field
 
 
 @dataclass(frozen=True)
@@ -72,38 +73,35 @@ class LocalAssembler:
         asked = time.perf_counter()
         generated = await self._mapper.generate(replace(request, timeout=timeout))
         answered = time.perf_counter()
-        _check_payloads(generated.payloads, sum(path), blueprint.layout, request.encoding)
-        artefact = write_artefact(
-            request.version,
-            blueprint.backbone,
-            path,
-            request.encoding,
-            blueprint.layout,
-            generated.payloads,
+        header = artefact_header(
+            request.version, blueprint.backbone, path, request.encoding, blueprint.layout
         )
-        digest = hashlib.sha256(artefact).digest()
+        expected = sum(path) * blueprint.layout.encoded_bytes(request.encoding)
+        if sum(len(piece) for piece in generated.payload) != expected:
+            # A mapper of another build could answer with other blocks than the header names.
+            raise Fault(Reason.INTERNAL, detail="the mapper's blocks are not those of the layout")
+        data = [header, *generated.payload]
+        artefact = artefact_field(data, _digest(data), request.encoding)
         flops = blueprint.flops(sum(path))
         cost = NetworkCost(
             paper_device_flops=flops.paper,
             true_device_flops=flops.true,
             generation_flops=generated.generation_flops,
-            artefact_bytes=len(artefact),
+            artefact_bytes=len(header) + expected,
             queue_us=generated.queue_us,
             map_us=_map_us(generated, answered - asked),
             assemble_us=round((time.perf_counter() - answered) * 1e6),
         )
-        return AssembledNetwork(artefact, digest, request.encoding, cost)
+        return AssembledNetwork(artefact, cost)
+
+
+def _digest(data: Sequence[Buffer]) -> bytes:
+    digest = hashlib.sha256()
+    for piece in data:
+        digest.update(piece)
+    return digest.digest()
 
 
 def _map_us(generated: GeneratedBlocks, seconds: float) -> int:
     """The mapper's time with its hop, without its queue."""
     return max(generated.map_us, round(seconds * 1e6) - generated.queue_us)
-
-
-def _check_payloads(
-    payloads: Sequence[bytes], kept: int, layout: BlockLayout, encoding: Encoding
-) -> None:
-    """A mapper of another build could answer with other blocks than the header will name."""
-    size = layout.encoded_bytes(encoding)
-    if len(payloads) != kept or any(len(payload) != size for payload in payloads):
-        raise Fault(Reason.INTERNAL, detail="the mapper's blocks are not those of the layout")

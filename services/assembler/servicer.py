@@ -8,7 +8,7 @@ import grpc
 
 from forward_ofa_api.assembler.v1 import assembler_pb2, assembler_pb2_grpc
 from services.ports import Assembler, GenerationRequest
-from services.wire import artefact_message, cost_message, encoding_name, time_left
+from services.wire import cost_message, encoding_name, time_left
 
 SERVICE = assembler_pb2.DESCRIPTOR.services_by_name["AssemblerService"].full_name
 
@@ -19,11 +19,12 @@ class AssemblerServicer(assembler_pb2_grpc.AssemblerServiceServicer):
     def __init__(self, assembler: Assembler) -> None:
         self._assembler = assembler
 
-    async def AssembleNetwork(
+    # Bytes: a message that is serialised already; the guard passes it on.
+    async def AssembleNetwork(  # type: ignore[override]
         self,
         request: assembler_pb2.AssembleNetworkRequest,
         context: grpc.aio.ServicerContext[Any, Any],
-    ) -> assembler_pb2.AssembleNetworkResponse:
+    ) -> bytes:
         network = await self._assembler.assemble(
             GenerationRequest(
                 version=request.version,
@@ -33,6 +34,5 @@ class AssemblerServicer(assembler_pb2_grpc.AssemblerServiceServicer):
                 timeout=time_left(context),
             )
         )
-        return assembler_pb2.AssembleNetworkResponse(
-            artefact=artefact_message(network), cost=cost_message(network.cost)
-        )
+        rest = assembler_pb2.AssembleNetworkResponse(cost=cost_message(network.cost))
+        return b"".join([*network.artefact, rest.SerializeToString()])

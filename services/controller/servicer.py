@@ -20,7 +20,6 @@ from services.controller.domain import (
 )
 from services.controller.served import Allowance
 from services.wire import (
-    artefact_message,
     choose_encoding,
     cost_message,
     encoding_number,
@@ -43,9 +42,10 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
 
-    async def RequestNetwork(
+    # Bytes: a message that is serialised already; the guard passes it on.
+    async def RequestNetwork(  # type: ignore[override]
         self, request: controller_pb2.RequestNetworkRequest, context: _Context
-    ) -> controller_pb2.RequestNetworkResponse:
+    ) -> bytes:
         budget = request.budget
         reply = await self._controller.request_network(
             NetworkRequest(
@@ -94,21 +94,22 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         )
 
 
-def _network_message(reply: NetworkReply) -> controller_pb2.RequestNetworkResponse:
+def _network_message(reply: NetworkReply) -> bytes:
+    """A serialised RequestNetworkResponse, with the artefact as the assembler wrote it."""
     cost = cost_message(reply.network.cost)
     cost.candidate_bytes = reply.candidates.bytes
     cost.times.assemble_us = reply.assemble_us
     cost.times.retrieve_us = reply.retrieve_us
     cost.times.total_us = reply.total_us
-    return controller_pb2.RequestNetworkResponse(
+    rest = controller_pb2.RequestNetworkResponse(
         version=reply.version,
-        artefact=artefact_message(reply.network),
         candidates=_candidates_message(reply.candidates),
         cost=cost,
         ttl_seconds=reply.ttl_seconds,
         retry=types_pb2.RetryWindow(min_ms=reply.retry[0], max_ms=reply.retry[1]),
         current_version=reply.current_version,
     )
+    return b"".join([*reply.network.artefact, rest.SerializeToString()])
 
 
 def _candidates_message(found: CandidateList) -> types_pb2.Candidates:

@@ -34,7 +34,7 @@ class MapperServicer(mapper_pb2_grpc.MapperServiceServicer):
             )
         )
         return mapper_pb2.GenerateBlocksResponse(
-            blocks=generated.payloads,
+            payload=b"".join(generated.payload),
             generation_flops=generated.generation_flops,
             queue_us=generated.queue_us,
             map_us=generated.map_us,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 
 from services.runtime.settings import SettingsError
 
@@ -12,15 +13,23 @@ from services.runtime.settings import SettingsError
 class MapperSettings:
     """workers: threads that generate; one a core by default.
     queue: requests that may wait for a worker; one more is refused with OVERLOADED at once.
-    torch_threads: threads of one generation; more than 1 only pays for very large blocks.
+    max_batch: requests that share one product of a block. Larger batches gain little, and keep
+        those in them waiting for each other.
+    precision: float32 is exact. bfloat16 halves the weights in memory and is faster where the
+        processor multiplies it natively; docs/benchmarks.md has its effect on quality.
+    torch_threads: threads of one product; more than 1 only pays for very large blocks.
     """
 
     workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
-    queue: int = 64
+    queue: int = 256
+    max_batch: int = 32
+    precision: Literal["float32", "bfloat16"] = "float32"
     torch_threads: int = 1
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.queue < 0 or self.torch_threads < 1:
+        if min(self.workers, self.max_batch, self.torch_threads) < 1 or self.queue < 0:
             raise SettingsError(
-                "mapper workers and torch_threads must be at least 1, queue not negative"
+                "mapper workers, max_batch and torch_threads must be at least 1, queue not negative"
             )
+        if self.precision not in ("float32", "bfloat16"):
+            raise SettingsError(f"precision is {self.precision!r}: use float32 or bfloat16")

@@ -14,7 +14,7 @@ from forward_ofa_device.backbones import build
 from forward_ofa_device.backbones.contract import BackboneConfig
 from services.errors import Fault, Reason
 
-FORMAT = "forward-ofa-version/1"
+FORMAT = "forward-ofa-version/2"
 MANIFEST = "manifest.json"
 MAPPER = "mapper.safetensors"
 RETRIEVAL = "retrieval.safetensors"

@@ -56,6 +56,7 @@ class Metrics:
             registry=r,
         )
         self._cost(r)
+        self._mapper(r)
         self._versions(r)
 
     def _cost(self, r: CollectorRegistry) -> None:
@@ -91,6 +92,29 @@ class Metrics:
             "Where a request's time went: queue, map, assemble, retrieve, total",
             ["stage"],
             buckets=_SECONDS,
+            registry=r,
+        )
+
+    def _mapper(self, r: CollectorRegistry) -> None:
+        self.batch_size = Histogram(
+            "forward_ofa_mapper_batch_size",
+            "Requests that shared one product of a block",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=r,
+        )
+        self.queue_depth = Gauge(
+            "forward_ofa_mapper_queue_depth",
+            "Requests that the mapper has taken and not answered",
+            registry=r,
+        )
+        self.queue_age = Gauge(
+            "forward_ofa_mapper_queue_age_seconds",
+            "How long the oldest block has waited for a worker; 0: none waits",
+            registry=r,
+        )
+        self.dropped_blocks = Counter(
+            "forward_ofa_mapper_dropped_blocks",
+            "Blocks left out of a batch since their caller had gone",
             registry=r,
         )
 

@@ -22,7 +22,7 @@ from forward_ofa_device.bundle import read_bundle
 from forward_ofa_device.engine import NetworkEngine
 from forward_ofa_device.extractor import InterestExtractor
 from services.controller.served import ServedVersion
-from services.mapper.domain import BlockHypernetworks
+from services.mapper.domain import MappedVersion
 from services.registry.contract import PublishedVersion
 from services.registry.files import FileRegistry
 
@@ -79,11 +79,18 @@ def check(found: Evaluation) -> None:
     assert 0 < found.recall < 1
 
 
+def generate(mapped: MappedVersion, block: int, interest: np.ndarray) -> list[bytes]:
+    networks = mapped.networks
+    row = torch.from_numpy(networks.row(interest))[None]
+    out = torch.empty(1, networks.layout.size)
+    return mapped.encoder.encode(networks.multiply(block, row, out), "float32")
+
+
 def live(
     data: SequenceDataset, published: PublishedVersion, left: int
 ) -> tuple[list[int], list[int]]:
     """Each user's funnel by the parts that run online: (rank of what came next, kept blocks)."""
-    served, mapper = ServedVersion.load(published), BlockHypernetworks.load(published)
+    served, mapped = ServedVersion.load(published), MappedVersion.load(published)
     bundle = read_bundle(published.path("bundle/tensors.safetensors").read_bytes())
     extractor, engine = InterestExtractor(bundle), NetworkEngine(bundle)
     ids = json.loads(published.path("catalogue.json").read_text())["item_ids"]
@@ -94,7 +101,11 @@ def live(
         history = data.history(user)[:-left] - 1
         target = int(data.history(user)[-left]) - 1
         interest = extractor.interest(table[history])
-        payloads = mapper.generate(interest.path, torch.tensor(interest.vector), "float32")
+        payloads = [
+            payload
+            for block in np.flatnonzero(interest.path).tolist()
+            for payload in generate(mapped, block, interest.vector)
+        ]
         artefact = write_artefact(
             served.version, served.backbone.name, interest.path, "float32", served.layout, payloads
         )

@@ -82,8 +82,7 @@ def write_staging(
     )
     mapper = {}
     for block in range(config.blocks):
-        mapper[f"block.{block}.weight"] = tiny.weights[block]
-        mapper[f"block.{block}.bias"] = tiny.biases[block]
+        mapper[f"block.{block}"] = np.vstack([tiny.weights[block].T, tiny.biases[block]])
     query = {"query.weight": tiny.query_weight, "query.bias": tiny.query_bias}
     (folder / "bundle").mkdir(parents=True)
     (folder / "mapper.safetensors").write_bytes(write_tensors(mapper, {}))

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from forward_ofa_api.types.v1 import types_pb2 as forward__ofa__api_dot_types_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,forward_ofa_api/assembler/v1/assembler.proto\x12\x1c\x66orward_ofa_api.assembler.v1\x1a$forward_ofa_api/types/v1/types.proto\"\xc3\x01\n\x16\x41ssembleNetworkRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12,\n\x04path\x18\x02 \x01(\x0b\x32\x1e.forward_ofa_api.types.v1.Path\x12\x34\n\x08interest\x18\x03 \x01(\x0b\x32\".forward_ofa_api.types.v1.Interest\x12\x34\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\".forward_ofa_api.types.v1.Encoding\"}\n\x17\x41ssembleNetworkResponse\x12\x34\n\x08\x61rtefact\x18\x01 \x01(\x0b\x32\".forward_ofa_api.types.v1.Artefact\x12,\n\x04\x63ost\x18\x02 \x01(\x0b\x32\x1e.forward_ofa_api.types.v1.Cost2\x92\x01\n\x10\x41ssemblerService\x12~\n\x0f\x41ssembleNetwork\x12\x34.forward_ofa_api.assembler.v1.AssembleNetworkRequest\x1a\x35.forward_ofa_api.assembler.v1.AssembleNetworkResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,forward_ofa_api/assembler/v1/assembler.proto\x12\x1c\x66orward_ofa_api.assembler.v1\x1a$forward_ofa_api/types/v1/types.proto\"\xc3\x01\n\x16\x41ssembleNetworkRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12,\n\x04path\x18\x02 \x01(\x0b\x32\x1e.forward_ofa_api.types.v1.Path\x12\x34\n\x08interest\x18\x03 \x01(\x0b\x32\".forward_ofa_api.types.v1.Interest\x12\x34\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\".forward_ofa_api.types.v1.Encoding\"\x89\x01\n\x17\x41ssembleNetworkResponse\x12\x34\n\x08\x61rtefact\x18\x02 \x01(\x0b\x32\".forward_ofa_api.types.v1.Artefact\x12,\n\x04\x63ost\x18\x04 \x01(\x0b\x32\x1e.forward_ofa_api.types.v1.CostJ\x04\x08\x01\x10\x02J\x04\x08\x03\x10\x04\x32\x92\x01\n\x10\x41ssemblerService\x12~\n\x0f\x41ssembleNetwork\x12\x34.forward_ofa_api.assembler.v1.AssembleNetworkRequest\x1a\x35.forward_ofa_api.assembler.v1.AssembleNetworkResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ASSEMBLENETWORKREQUEST']._serialized_start=117
   _globals['_ASSEMBLENETWORKREQUEST']._serialized_end=312
-  _globals['_ASSEMBLENETWORKRESPONSE']._serialized_start=314
-  _globals['_ASSEMBLENETWORKRESPONSE']._serialized_end=439
-  _globals['_ASSEMBLERSERVICE']._serialized_start=442
-  _globals['_ASSEMBLERSERVICE']._serialized_end=588
+  _globals['_ASSEMBLENETWORKRESPONSE']._serialized_start=315
+  _globals['_ASSEMBLENETWORKRESPONSE']._serialized_end=452
+  _globals['_ASSEMBLERSERVICE']._serialized_start=455
+  _globals['_ASSEMBLERSERVICE']._serialized_end=601
 # @@protoc_insertion_point(module_scope)

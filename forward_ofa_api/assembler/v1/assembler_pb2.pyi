@@ -57,7 +57,9 @@ Global___AssembleNetworkRequest: _TypeAlias = AssembleNetworkRequest  # noqa: Y0
 
 @_typing.final
 class AssembleNetworkResponse(_message.Message):
-    """See AssemblerService.AssembleNetwork."""
+    """See AssemblerService.AssembleNetwork. `artefact` has the number that it has in
+    RequestNetworkResponse, so that the controller passes its bytes on as they are.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

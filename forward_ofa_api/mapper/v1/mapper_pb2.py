@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from forward_ofa_api.types.v1 import types_pb2 as forward__ofa__api_dot_types_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&forward_ofa_api/mapper/v1/mapper.proto\x12\x19\x66orward_ofa_api.mapper.v1\x1a$forward_ofa_api/types/v1/types.proto\"\xc2\x01\n\x15GenerateBlocksRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12,\n\x04path\x18\x02 \x01(\x0b\x32\x1e.forward_ofa_api.types.v1.Path\x12\x34\n\x08interest\x18\x03 \x01(\x0b\x32\".forward_ofa_api.types.v1.Interest\x12\x34\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\".forward_ofa_api.types.v1.Encoding\"d\n\x16GenerateBlocksResponse\x12\x0e\n\x06\x62locks\x18\x01 \x03(\x0c\x12\x18\n\x10generation_flops\x18\x02 \x01(\x04\x12\x10\n\x08queue_us\x18\x03 \x01(\x04\x12\x0e\n\x06map_us\x18\x04 \x01(\x04\x32\x86\x01\n\rMapperService\x12u\n\x0eGenerateBlocks\x12\x30.forward_ofa_api.mapper.v1.GenerateBlocksRequest\x1a\x31.forward_ofa_api.mapper.v1.GenerateBlocksResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&forward_ofa_api/mapper/v1/mapper.proto\x12\x19\x66orward_ofa_api.mapper.v1\x1a$forward_ofa_api/types/v1/types.proto\"\xc2\x01\n\x15GenerateBlocksRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12,\n\x04path\x18\x02 \x01(\x0b\x32\x1e.forward_ofa_api.types.v1.Path\x12\x34\n\x08interest\x18\x03 \x01(\x0b\x32\".forward_ofa_api.types.v1.Interest\x12\x34\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\".forward_ofa_api.types.v1.Encoding\"e\n\x16GenerateBlocksResponse\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x18\n\x10generation_flops\x18\x02 \x01(\x04\x12\x10\n\x08queue_us\x18\x03 \x01(\x04\x12\x0e\n\x06map_us\x18\x04 \x01(\x04\x32\x86\x01\n\rMapperService\x12u\n\x0eGenerateBlocks\x12\x30.forward_ofa_api.mapper.v1.GenerateBlocksRequest\x1a\x31.forward_ofa_api.mapper.v1.GenerateBlocksResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEBLOCKSREQUEST']._serialized_start=108
   _globals['_GENERATEBLOCKSREQUEST']._serialized_end=302
   _globals['_GENERATEBLOCKSRESPONSE']._serialized_start=304
-  _globals['_GENERATEBLOCKSRESPONSE']._serialized_end=404
-  _globals['_MAPPERSERVICE']._serialized_start=407
-  _globals['_MAPPERSERVICE']._serialized_end=541
+  _globals['_GENERATEBLOCKSRESPONSE']._serialized_end=405
+  _globals['_MAPPERSERVICE']._serialized_start=408
+  _globals['_MAPPERSERVICE']._serialized_end=542
 # @@protoc_insertion_point(module_scope)

@@ -3,11 +3,9 @@
 isort:skip_file
 The L block hypernetworks."""
 
-from collections import abc as _abc
 from forward_ofa_api.types.v1 import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -63,33 +61,32 @@ class GenerateBlocksResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    BLOCKS_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
     GENERATION_FLOPS_FIELD_NUMBER: _builtins.int
     QUEUE_US_FIELD_NUMBER: _builtins.int
     MAP_US_FIELD_NUMBER: _builtins.int
+    payload: _builtins.bytes
+    """The kept blocks one after the other, in ascending order: the flat parameters
+    of each in the wanted encoding. These are the artefact's last bytes: the
+    assembler passes them on without reading this message.
+    """
     generation_flops: _builtins.int
     """FLOPs of the generation: kept blocks x d x parameters of a block."""
     queue_us: _builtins.int
     """Microseconds that the request waited for a worker."""
     map_us: _builtins.int
     """Microseconds that generating and encoding took."""
-    @_builtins.property
-    def blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """One entry for each kept block, in ascending order of the block: its flat
-        parameters in the wanted encoding, ready to be copied into the artefact.
-        """
-
     def __init__(
         self,
         *,
-        blocks: _abc.Iterable[_builtins.bytes] | None = ...,
+        payload: _builtins.bytes = ...,
         generation_flops: _builtins.int = ...,
         queue_us: _builtins.int = ...,
         map_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "generation_flops", b"generation_flops", "map_us", b"map_us", "queue_us", b"queue_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation_flops", b"generation_flops", "map_us", b"map_us", "payload", b"payload", "queue_us", b"queue_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

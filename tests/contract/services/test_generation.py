@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import threading
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from services.assembler.domain import Blueprint, LocalAssembler
 from services.assembler.settings import AssemblerSettings
 from services.clients import RemoteAssembler, RemoteMapper
 from services.errors import Fault, Reason
-from services.mapper.domain import BlockHypernetworks, LocalMapper
+from services.mapper.domain import LocalMapper, MappedVersion
+from services.mapper.hypernetworks import BlockHypernetworks
 from services.mapper.settings import MapperSettings
 from services.ports import GeneratedBlocks, GenerationRequest
 from services.registry.files import FileRegistry
@@ -24,6 +26,7 @@ from services.runtime.channels import open_channel
 from services.runtime.metrics import Metrics
 from services.runtime.settings import ChannelSettings
 from services.versions import Versions, VersionSettings
+from services.wire import encoding_name, parse_artefact
 from tests.support.serving import running
 from tests.support.versions import publish
 
@@ -43,9 +46,10 @@ def tiny(published):
 
 
 async def local_mapper(registry, settings):
-    versions = Versions("mapper", registry, BlockHypernetworks.load, VersionSettings(), Metrics())
+    metrics = Metrics()
+    versions = Versions("mapper", registry, MappedVersion.load, VersionSettings(), metrics)
     await versions.start()
-    return LocalMapper(versions, settings), versions
+    return LocalMapper(versions, settings, metrics), versions
 
 
 @pytest.fixture(params=["in process", "gRPC"])
@@ -89,6 +93,21 @@ async def assembler(request, published):
             await channel.close()
 
 
+def blocks_of(answer, tiny, encoding, kept):
+    """The payload cut into its blocks."""
+    payload = b"".join(answer.payload)
+    size = tiny.layout.encoded_bytes(encoding)
+    assert len(payload) == kept * size
+    return [payload[start : start + size] for start in range(0, len(payload), size)]
+
+
+def artefact_of(made):
+    """The bytes of a network whose digest is right."""
+    message = parse_artefact(made.artefact)
+    assert message.sha256 == hashlib.sha256(message.data).digest()
+    return message.data
+
+
 def request_for(tiny, **changes):
     request = GenerationRequest("v1", tiny.path(0, 2, 3), tiny.interest().tobytes(), "float32")
     return replace(request, **changes)
@@ -98,7 +117,8 @@ async def test_parameters_are_weight_times_interest_plus_bias(mapper, tiny):
     for seed in range(5):
         interest = tiny.interest(seed)
         answer = await mapper.generate(request_for(tiny, interest=interest.tobytes()))
-        for block, payload in zip((0, 2, 3), answer.payloads, strict=True):
+        payloads = blocks_of(answer, tiny, "float32", 3)
+        for block, payload in zip((0, 2, 3), payloads, strict=True):
             got = np.frombuffer(payload, "<f4")
             np.testing.assert_allclose(got, tiny.parameters(block, interest), atol=1e-6, rtol=0)
 
@@ -107,7 +127,8 @@ async def test_parameters_are_weight_times_interest_plus_bias(mapper, tiny):
 async def test_payloads_are_what_the_definition_says(mapper, tiny, encoding):
     exact = await mapper.generate(request_for(tiny))
     answer = await mapper.generate(request_for(tiny, encoding=encoding))
-    for flat, payload in zip(exact.payloads, answer.payloads, strict=True):
+    flats, payloads = blocks_of(exact, tiny, "float32", 3), blocks_of(answer, tiny, encoding, 3)
+    for flat, payload in zip(flats, payloads, strict=True):
         assert payload == encode_block(np.frombuffer(flat, "<f4"), tiny.layout, encoding)
         decode_block(payload, tiny.layout, encoding)
 
@@ -115,7 +136,7 @@ async def test_payloads_are_what_the_definition_says(mapper, tiny, encoding):
 async def test_only_kept_blocks_are_generated_and_paid(mapper, tiny):
     for kept in ((1,), (0, 3), (0, 1, 2, 3)):
         answer = await mapper.generate(request_for(tiny, path=tiny.path(*kept)))
-        assert len(answer.payloads) == len(kept)
+        blocks_of(answer, tiny, "float32", len(kept))
         assert answer.generation_flops == len(kept) * tiny.config.hidden * tiny.layout.size
         assert answer.map_us > 0
 
@@ -157,12 +178,12 @@ async def test_assembler_refuses(assembler, tiny, change, reason):
 async def test_artefacts(assembler, tiny, encoding, kept):
     request = request_for(tiny, path=tiny.path(*kept), encoding=encoding)
     made = await assembler.assemble(request)
-    assert made.encoding == encoding
-    assert made.sha256 == hashlib.sha256(made.artefact).digest()
+    data = artefact_of(made)
+    assert encoding_name(parse_artefact(made.artefact).encoding) == encoding
     path = tuple(block in kept for block in range(4))
     expected = artefact_bytes("v1", "sasrec", path, encoding, tiny.layout)
-    assert len(made.artefact) == made.cost.artefact_bytes == expected
-    network = read_artefact(made.artefact, tiny.layout)
+    assert len(data) == made.cost.artefact_bytes == expected
+    network = read_artefact(data, tiny.layout)
     assert (network.version, network.backbone, network.path) == ("v1", "sasrec", path)
     tolerance = {"float32": 1e-6, "float16": 2e-3, "int8": 2e-2}[encoding]
     for block in kept:
@@ -186,8 +207,8 @@ async def test_cost(assembler, tiny):
 async def test_a_version_that_nobody_has_loaded_yet_is_loaded_when_asked_for(assembler, tiny):
     made = await assembler.assemble(request_for(tiny, version="older"))
     current = await assembler.assemble(request_for(tiny))
-    assert read_artefact(made.artefact, tiny.layout).version == "older"
-    assert made.artefact[-1000:] != current.artefact[-1000:]
+    assert read_artefact(artefact_of(made), tiny.layout).version == "older"
+    assert artefact_of(made)[-1000:] != artefact_of(current)[-1000:]
 
 
 async def test_many_at_once(assembler, tiny):
@@ -196,21 +217,31 @@ async def test_many_at_once(assembler, tiny):
         *(assembler.assemble(request_for(tiny, interest=h.tobytes())) for h in interests)
     )
     for interest, network in zip(interests, made, strict=True):
-        got = read_artefact(network.artefact, tiny.layout).blocks[2]["query.weight"]
+        got = read_artefact(artefact_of(network), tiny.layout).blocks[2]["query.weight"]
         wanted = tiny.layout.split(tiny.parameters(2, interest))["query.weight"]
         np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
+class Gate:
+    """Holds the workers until it is opened. served: (block, requests) of each product."""
+
+    def __init__(self, monkeypatch):
+        self.open, self.entered = threading.Event(), threading.Event()
+        self.served = []
+        multiply = BlockHypernetworks.multiply
+
+        def gated(networks, block, rows, out):
+            self.served.append((block, len(rows)))
+            self.entered.set()
+            assert self.open.wait(10)
+            return multiply(networks, block, rows, out)
+
+        monkeypatch.setattr(BlockHypernetworks, "multiply", gated)
+
+
 async def test_a_full_queue_refuses_at_once_and_recovers(published, tiny, monkeypatch):
     mapper, versions = await local_mapper(published[0], MapperSettings(workers=1, queue=2))
-    gate = threading.Event()
-    generate = BlockHypernetworks.generate
-
-    def slow(self, *arguments):
-        gate.wait(10)
-        return generate(self, *arguments)
-
-    monkeypatch.setattr(BlockHypernetworks, "generate", slow)
+    gate = Gate(monkeypatch)
     waiting = [asyncio.create_task(mapper.generate(request_for(tiny))) for _ in range(3)]
     await asyncio.sleep(0.05)
     with pytest.raises(Fault) as caught:
@@ -224,26 +255,19 @@ async def test_a_full_queue_refuses_at_once_and_recovers(published, tiny, monkey
     with pytest.raises(Fault) as caught:
         await late
     assert caught.value.reason is Reason.DEADLINE
-    gate.set()
+    gate.open.set()
     for task in waiting[:2]:
-        assert len((await task).payloads) == 3
-    assert len((await mapper.generate(request_for(tiny))).payloads) == 3
+        blocks_of(await task, tiny, "float32", 3)
+    blocks_of(await mapper.generate(request_for(tiny)), tiny, "float32", 3)
     await versions.stop()
     mapper.close()
 
 
 async def test_who_has_gone_is_not_worked_for(published, tiny, monkeypatch):
     mapper, versions = await local_mapper(published[0], MapperSettings(workers=1, queue=9))
-    gate, served = threading.Event(), []
-    generate = BlockHypernetworks.generate
-
-    def slow(self, path, *arguments):
-        served.append(path)
-        gate.wait(10)
-        return generate(self, path, *arguments)
-
-    monkeypatch.setattr(BlockHypernetworks, "generate", slow)
-    first = asyncio.create_task(mapper.generate(request_for(tiny)))
+    gate = Gate(monkeypatch)
+    first = asyncio.create_task(mapper.generate(request_for(tiny, path=tiny.path(0))))
+    await asyncio.to_thread(gate.entered.wait)
     gone = [
         asyncio.create_task(mapper.generate(request_for(tiny, path=tiny.path(1)))) for _ in range(5)
     ]
@@ -251,10 +275,53 @@ async def test_who_has_gone_is_not_worked_for(published, tiny, monkeypatch):
     for task in gone:
         task.cancel()
     await asyncio.gather(*gone, return_exceptions=True)
-    gate.set()
+    gate.open.set()
     await first
     await mapper.generate(request_for(tiny, path=tiny.path(2)))
-    assert len(served) == 2
+    assert gate.served == [(0, 1), (2, 1)]
+    await versions.stop()
+    mapper.close()
+
+
+async def test_devices_with_different_paths_share_a_batch(published, tiny, monkeypatch):
+    """Different paths, encodings and interests; everybody gets what is theirs."""
+    mapper, versions = await local_mapper(published[0], MapperSettings(workers=1, max_batch=4))
+    gate = Gate(monkeypatch)
+    first = asyncio.create_task(mapper.generate(request_for(tiny, path=tiny.path(3))))
+    await asyncio.to_thread(gate.entered.wait)
+    asked = []
+    for seed, kept in enumerate([(0, 1), (1, 2), (0, 1, 2), (1,), (1, 2)]):
+        change = {"path": tiny.path(*kept), "encoding": ENCODINGS[seed % 3]}
+        interest = tiny.interest(seed)
+        request = request_for(tiny, interest=interest.tobytes(), **change)
+        asked.append((kept, interest, request, asyncio.create_task(mapper.generate(request))))
+    await asyncio.sleep(0.05)
+    gate.open.set()
+    await first
+    for kept, interest, request, task in asked:
+        payloads = blocks_of(await task, tiny, request.encoding, len(kept))
+        for block, payload in zip(kept, payloads, strict=True):
+            wanted = tiny.layout.split(tiny.parameters(block, interest))
+            for name, value in decode_block(payload, tiny.layout, request.encoding).items():
+                np.testing.assert_allclose(value, wanted[name], atol=2e-2)
+    # Block 1 is wanted by five: a full batch of four now, the fifth behind the others.
+    assert gate.served == [(3, 1), (0, 2), (1, 4), (2, 3), (1, 1)]
+    await versions.stop()
+    mapper.close()
+
+
+async def test_bfloat16_is_close(published, tiny):
+    metrics = Metrics()
+    load = partial(MappedVersion.load, precision="bfloat16")
+    versions = Versions("mapper", published[0], load, VersionSettings(), metrics)
+    await versions.start()
+    mapper = LocalMapper(versions, MapperSettings(workers=1, precision="bfloat16"), metrics)
+    answer = await mapper.generate(request_for(tiny))
+    exact = [tiny.parameters(block, tiny.interest()) for block in (0, 2, 3)]
+    for wanted, payload in zip(exact, blocks_of(answer, tiny, "float32", 3), strict=True):
+        got = np.frombuffer(payload, "<f4")
+        np.testing.assert_allclose(got, wanted, atol=2e-2)
+        assert np.abs(got - wanted).max() > 1e-5, "it is not float32"
     await versions.stop()
     mapper.close()
 
@@ -288,24 +355,17 @@ async def test_nobody_there(tiny):
 
 async def test_the_deadline_travels(published, tiny, monkeypatch):
     """Two hops away nobody works on when the first caller's time is up."""
-    gate = threading.Event()
-    generate = BlockHypernetworks.generate
-
-    def slow(self, *arguments):
-        gate.wait(10)
-        return generate(self, *arguments)
-
     root = published[0].root
     async with (
         running(root, targets=("mapper",)) as first,
         running(root, targets=("assembler",), mapper=first.address) as second,
     ):
-        monkeypatch.setattr(BlockHypernetworks, "generate", slow)
+        gate = Gate(monkeypatch)
         channel = open_channel(second.address, ChannelSettings())
         remote = RemoteAssembler(channel)
         with pytest.raises(Fault) as caught:
             await remote.assemble(request_for(tiny, timeout=0.3))
         assert caught.value.reason is Reason.DEADLINE
-        gate.set()
+        gate.open.set()
         assert (await remote.assemble(request_for(tiny, timeout=5.0))).artefact
         await channel.close()

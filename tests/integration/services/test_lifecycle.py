@@ -25,7 +25,7 @@ from forward_ofa_api.controller.v1.controller_pb2_grpc import ControllerServiceS
 from forward_ofa_device.artefact import read_artefact
 from services.controller import bundles
 from services.errors import Reason
-from services.mapper.domain import BlockHypernetworks
+from services.mapper.hypernetworks import BlockHypernetworks
 from services.ports import SessionCandidates
 from services.registry.files import FileRegistry
 from services.runtime.settings import ChannelSettings, ServerSettings, SettingsError
@@ -185,14 +185,14 @@ class Gate:
 
     def __init__(self, monkeypatch):
         self.open, self.entered = threading.Event(), threading.Event()
-        generate = BlockHypernetworks.generate
+        multiply = BlockHypernetworks.multiply
 
         def gated(hypernetworks, *arguments):
             self.entered.set()
             assert self.open.wait(20)
-            return generate(hypernetworks, *arguments)
+            return multiply(hypernetworks, *arguments)
 
-        monkeypatch.setattr(BlockHypernetworks, "generate", gated)
+        monkeypatch.setattr(BlockHypernetworks, "multiply", gated)
 
 
 async def test_too_many_at_once(registry, monkeypatch):
@@ -296,7 +296,7 @@ async def test_an_unexpected_error_stays_inside(registry, monkeypatch, caplog):
         def broken(*_):
             raise ZeroDivisionError("secret-internal-text")
 
-        monkeypatch.setattr(BlockHypernetworks, "generate", broken)
+        monkeypatch.setattr(BlockHypernetworks, "multiply", broken)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.RequestNetwork(
                 network_request(tiny), metadata=(("x-request-id", "find-me-1"),)

@@ -105,6 +105,7 @@ def test_every_flag_is_read(tmp_path):
         "--allow-insecure": ["--allow-insecure"],
         "--retry-min-ms": ["--retry-min-ms", "5"],
         "--log-level": ["--log-level", "DEBUG"],
+        "--mapper-precision": ["--mapper-precision", "bfloat16"],
     }
     for action in make_parser()._actions:
         flag = action.option_strings[-1]
