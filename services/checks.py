@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import numpy as np
 
@@ -12,8 +13,12 @@ from services.errors import Fault, Reason
 _SESSION_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 
+@lru_cache(maxsize=4096)
 def check_path(bits: bytes, blocks: int) -> tuple[bool, ...]:
-    """Packed bits to one boolean a block. Raises Fault MALFORMED_PATH or EMPTY_PATH."""
+    """Packed bits to one boolean a block. Raises Fault MALFORMED_PATH or EMPTY_PATH.
+
+    Remembered: there are few paths, and three services read each.
+    """
     try:
         return unpack_path(bits, blocks)
     except ValueError as error:
