@@ -3,10 +3,10 @@ can read and write.
 
     forward-ofa serve --processes 8
 
-starts one mapper, so that devices of all processes share its batches, and 8 processes of the
-other services that share the listening port: the kernel gives each new connection to one of
-them. Targets without a mapper are simply started so many times. A process that ends is
-started again; when this one is told to stop, those that devices talk to end first.
+starts 8 whole processes that share the listening port: the kernel gives each new connection to
+one of them. Each batches what reaches it, and they share the pages of the weights. (A mapper
+that they share would make larger batches, but its own interpreter lock would hold them all up:
+docs/adr/0016.) A process that ends is started again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 from services.runtime.logs import log
 from services.runtime.settings import SettingsError, split_address
-from services.settings import ServeSettings, Target
+from services.settings import ServeSettings
 
 _LOGGER = logging.getLogger(__name__)
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
@@ -117,59 +117,37 @@ async def supervise(settings: ServeSettings, arguments: Sequence[str]) -> None:
 
 
 class _Processes:
-    """The processes of one machine, in the order in which they need each other."""
+    """The processes of one machine."""
 
     def __init__(
         self, settings: ServeSettings, arguments: Sequence[str], folder: Path, address: str
     ) -> None:
-        self._settings, self._folder, self._address = settings, folder, address
-        self._common = [*arguments, "--processes", "1", "--exit-with", str(os.getpid())]
-        self._mapper: _Child | None = None
-        self._fronts: list[_Child] = []
+        self._settings, self._address = settings, address
+        common = [*arguments, "--processes", "1", "--exit-with", str(os.getpid())]
+        common += ["--listen", address, "--share-port"]
+        self._children = [
+            _Child(f"process-{index}", [*common, "--metrics", self._metrics(index)], folder)
+            for index in range(settings.processes)
+        ]
 
     async def start(self) -> None:
         """Returns once all answer; the ready file is written then."""
-        targets = [target for target in self._settings.targets if target != "mapper"]
-        extra: list[str] = []
-        if len(targets) < len(self._settings.targets) and targets:
-            upstream = f"unix:{self._folder / 'mapper.sock'}"
-            own = ["--target", "mapper", "--listen", upstream, "--metrics", self._metrics(0)]
-            self._mapper = _Child("mapper", [*self._common, *own], self._folder)
-            self._mapper.start()
-            extra = ["--mapper", upstream]
-        served: Sequence[Target] = targets or self._settings.targets
-        for index in range(self._settings.processes):
-            own = ["--target", ",".join(served), "--listen", self._address, "--share-port"]
-            own += ["--metrics", self._metrics(index + 1), *extra]
-            child = _Child(f"{served[0]}-{index}", [*self._common, *own], self._folder)
+        for child in self._children:
             child.start()
-            self._fronts.append(child)
-        children = [*([self._mapper] if self._mapper else []), *self._fronts]
-        ready = [await child.ready() for child in children]
-        log(_LOGGER, logging.INFO, "ready", address=self._address, processes=len(children))
+        ready = [await child.ready() for child in self._children]
+        log(_LOGGER, logging.INFO, "ready", address=self._address, processes=len(ready))
         if self._settings.ready_file is not None:
-            first = ready[-1]
-            described = {
-                **first,
-                "pid": os.getpid(),
-                "address": self._address,
-                "targets": dict.fromkeys(served, self._address),
-                "processes": ready,
-            }
-            partial = self._settings.ready_file.with_suffix(".partial")
-            partial.write_text(json.dumps(described) + "\n")
-            partial.replace(self._settings.ready_file)
+            described = {**ready[0], "pid": os.getpid(), "processes": ready}
+            write_atomically(self._settings.ready_file, json.dumps(described) + "\n")
 
     async def stop(self) -> None:
-        """Those that devices talk to first, so that none of their calls loses its mapper."""
+        """All at once: each drains, and none needs another."""
         if self._settings.ready_file is not None:
             self._settings.ready_file.unlink(missing_ok=True)
-        await asyncio.gather(*(child.stop() for child in self._fronts))
-        if self._mapper is not None:
-            await self._mapper.stop()
+        await asyncio.gather(*(child.stop() for child in self._children))
 
     def _metrics(self, index: int) -> str:
-        """Each process has its own: PORT for the mapper, PORT + 1 and so on for the others."""
+        """Each process has its own: PORT, PORT + 1 and so on."""
         host, port = split_address(self._settings.metrics, "metrics")
         shown = f"[{host}]" if ":" in host else host
         return f"{shown}:{port + index if port else 0}"
