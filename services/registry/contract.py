@@ -28,8 +28,35 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _LABEL = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
+STABLE = "stable"
+CANARY = "canary"
+
+
 class RegistryError(Exception):
     """A registry operation that cannot be done. The text says why and what to do."""
+
+
+class RegistryUnavailable(RegistryError, OSError):
+    """The registry cannot be asked now. What was opened before stays usable."""
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """One place that a label points or pointed at. percent: share of the sessions, 0 to 100."""
+
+    version: str
+    percent: float = 0.0
+
+
+@dataclass(frozen=True)
+class Label:
+    """Where a label points, its share of the sessions, and where it pointed before, newest
+    first. percent is 0 where nothing was said: such a version is loaded, and answers who names
+    it."""
+
+    version: str
+    percent: float = 0.0
+    before: tuple[Pointing, ...] = ()
 
 
 def is_version_id(text: str) -> bool:
@@ -45,6 +72,11 @@ def is_label(text: str) -> bool:
 def shard_file(shard: int) -> str:
     """The file of one item shard."""
     return f"bundle/items-{shard:04d}.safetensors"
+
+
+def required_files(manifest: VersionManifest) -> list[str]:
+    """What a version must have."""
+    return [*REQUIRED, *(shard_file(shard) for shard in range(manifest.shards))]
 
 
 def _leads_outside(name: str) -> bool:
@@ -163,10 +195,25 @@ class PublishedVersion:
 
 
 class Registry(Protocol):
-    """Where published versions are. Blocking: call it from a thread."""
+    """Where published versions are. Blocking: call it from a thread.
+
+    Any method raises RegistryUnavailable if the place cannot be reached.
+    """
+
+    location: str
+    """Folder or URL, for people; without credentials."""
+
+    def check(self) -> None:
+        """Raises RegistryError unless there is a registry."""
+
+    def staging(self) -> Path:
+        """A new empty local folder for an export to write into."""
 
     def publish(self, staging: Path) -> str:
-        """Make a staging folder a version; its id. It appears whole or not at all."""
+        """Make a staging folder a version; its id. It appears whole or not at all.
+
+        Raises RegistryError if it is incomplete or the version exists.
+        """
 
     def versions(self) -> list[VersionManifest]:
         """All versions, oldest first, without the damaged ones."""
@@ -182,13 +229,25 @@ class Registry(Protocol):
         Raises Fault UNKNOWN_VERSION or CORRUPT_VERSION.
         """
 
-    def label(self, name: str, version: str) -> None:
-        """Let a label point at a version, after every file of it was verified."""
+    def label(self, name: str, version: str, percent: float = 0.0) -> None:
+        """Let a label point at a version, after every file of it was verified.
+
+        percent: the share of sessions that should use it, for a canary.
+        """
+
+    def unlabel(self, name: str) -> None:
+        """Take a label away, but not `stable`."""
+
+    def rollback(self, name: str = STABLE) -> Label:
+        """Let a label point where it pointed before, after every file was verified."""
+
+    def pointer(self, name: str) -> Label | None:
+        """All that a label says; None if there is no such label."""
 
     def labels(self) -> dict[str, str]:
         """Label -> version."""
 
-    def current(self, name: str = "stable") -> str | None:
+    def current(self, name: str = STABLE) -> str | None:
         """Where a label points; None if there is no such label."""
 
     def remove(self, version: str) -> None:

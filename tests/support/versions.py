@@ -13,8 +13,7 @@ from forward_ofa_device.backbones import build
 from forward_ofa_device.backbones.contract import BackboneConfig
 from forward_ofa_device.bundle import BundleManifest, write_bundle, write_shard
 from forward_ofa_device.tensors import write_tensors
-from services.registry.contract import FORMAT
-from services.registry.files import FileRegistry
+from services.registry.contract import FORMAT, Registry
 
 CONFIG = BackboneConfig(blocks=4, hidden=8, history=5, heads=2)
 ITEMS = 60
@@ -143,7 +142,7 @@ def _write_bundle_files(folder: Path, tiny: TinyVersion, draw) -> None:
 
 
 def publish(
-    registry: FileRegistry, version: str, *, label: str | None = "stable", **options
+    registry: Registry, version: str, *, label: str | None = "stable", **options
 ) -> TinyVersion:
     """A tiny version in a registry, labelled."""
     staging = registry.staging()
