@@ -11,6 +11,8 @@ from pathlib import Path
 from services.assembler.settings import AssemblerSettings
 from services.controller.settings import ControllerSettings
 from services.mapper.settings import MapperSettings
+from services.registry.location import place
+from services.registry.settings import CacheSettings
 from services.runtime.logs import configure
 from services.runtime.settings import ChannelSettings, ServerSettings, SettingsError
 from services.sessions.settings import SessionSettings
@@ -35,15 +37,17 @@ def make_parser(*, find_registry: bool = False) -> argparse.ArgumentParser:
         prog="python -m services", description=__doc__, formatter_class=HelpFormatter
     )
     server, mapping, controlling = ServerSettings(), MapperSettings(), ControllerSettings()
-    versions, sessions = VersionSettings(), SessionSettings()
+    versions, sessions, cache = VersionSettings(), SessionSettings(), CacheSettings()
     add = parser.add_argument
     found = "; left out: the one here that was labelled last" if find_registry else ""
     add(
         "--registry",
-        type=Path,
+        type=place,
         required=not find_registry,
-        help="folder of the published versions" + found,
+        help="of the published versions: a folder, or a URL such as s3://BUCKET/PREFIX" + found,
     )
+    add("--registry-cache", type=Path, default=cache.folder, help="for copies, with a URL")
+    add("--registry-cache-bytes", type=int, default=cache.limit_bytes, help="of it at most")
     add("--target", default="all", help="all, or a comma list of controller, assembler, mapper")
     add("--listen", default=server.listen, help="HOST:PORT for gRPC; port 0 takes a free one")
     add("--mapper", help="HOST:PORT of a mapper elsewhere, for --target assembler")
@@ -54,7 +58,14 @@ def make_parser(*, find_registry: bool = False) -> argparse.ArgumentParser:
     add("--session-ttl", type=float, default=sessions.ttl_seconds, help="seconds")
     add("--session-limit", type=int, default=sessions.limit, help="sessions in memory at most")
     add("--label", default=versions.label, help="the label that new sessions follow")
-    add("--keep-versions", type=int, default=versions.keep, help="versions in memory")
+    add("--canary-label", default=versions.canary, help="whose share of sessions differs; '': none")
+    add("--keep-versions", type=int, default=versions.keep, help="versions in memory at most")
+    add(
+        "--version-idle-seconds",
+        type=float,
+        default=versions.idle_seconds,
+        help="a version without a label leaves memory once it was not asked for so long",
+    )
     add("--poll-seconds", type=float, default=versions.poll_seconds, help="between label reads")
     add("--candidates", type=int, default=controlling.candidates, help="items sent to rerank")
     add("--network-ttl", type=int, default=controlling.network_ttl_seconds, help="seconds")
@@ -108,6 +119,7 @@ def read_settings(
         assembler=a.assembler,
         metrics=a.metrics,
         ready_file=a.ready_file,
+        registry_cache=CacheSettings(a.registry_cache, a.registry_cache_bytes),
         server=ServerSettings(
             a.listen,
             a.tls_cert,
@@ -118,7 +130,9 @@ def read_settings(
             a.drain_seconds,
         ),
         channels=ChannelSettings(a.upstream_ca, a.allow_insecure),
-        versions=VersionSettings(a.label, a.poll_seconds, a.keep_versions),
+        versions=VersionSettings(
+            a.label, a.poll_seconds, a.keep_versions, a.canary_label, a.version_idle_seconds
+        ),
         sessions=SessionSettings(a.sessions, a.session_ttl, a.session_limit),
         mapping=MapperSettings(
             a.mapper_workers, a.mapper_queue, a.mapper_batch, a.mapper_precision, a.torch_threads

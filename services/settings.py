@@ -9,6 +9,8 @@ from typing import Literal, cast
 from services.assembler.settings import AssemblerSettings
 from services.controller.settings import ControllerSettings
 from services.mapper.settings import MapperSettings
+from services.registry.location import local_folder
+from services.registry.settings import CacheSettings
 from services.runtime.channels import check_target
 from services.runtime.settings import (
     ChannelSettings,
@@ -40,22 +42,24 @@ def parse_targets(text: str) -> tuple[Target, ...]:
 class ServeSettings:
     """One process.
 
-    registry: folder of the published versions.
+    registry: of the published versions: a folder, or a URL such as s3://bucket/prefix.
     targets: which services run here; they share one port.
     mapper, assembler: HOST:PORT (or dns:///NAME:PORT, all addresses of the name in turn) of
         those that run elsewhere; None for those that run here or are not needed.
     metrics: HOST:PORT of the HTTP endpoint /metrics; port 0 takes a free one.
     ready_file: written, whole, once requests are answered: JSON with pid, address, targets
         (target -> address), metrics and version; removed at the end.
+    registry_cache: copies of versions, where the registry is a URL.
     server, channels, versions, sessions, mapping, assembling, controlling: see there.
     """
 
-    registry: Path
+    registry: Path | str
     targets: tuple[Target, ...] = TARGETS
     mapper: str | None = None
     assembler: str | None = None
     metrics: str = "127.0.0.1:0"
     ready_file: Path | None = None
+    registry_cache: CacheSettings = field(default_factory=CacheSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
     channels: ChannelSettings = field(default_factory=ChannelSettings)
     versions: VersionSettings = field(default_factory=VersionSettings)
@@ -67,9 +71,10 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not self.targets:
             raise SettingsError("no target: name at least one service to run")
-        if not self.registry.is_dir():
+        folder = local_folder(self.registry)
+        if folder is not None and not folder.is_dir():
             raise SettingsError(
-                f"there is no registry at {self.registry}: publish a version first, or create "
+                f"there is no registry at {folder}: publish a version first, or create "
                 "the folder if one will be published later"
             )
         if self.ready_file is not None and not self.ready_file.parent.is_dir():

@@ -15,8 +15,7 @@ import json
 import logging
 import os
 import signal
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -26,9 +25,10 @@ import grpc
 
 from services.clients import RemoteAssembler, RemoteMapper
 from services.ports import Assembler, Mapper, SessionStore
-from services.registry.contract import PublishedVersion
-from services.registry.files import FileRegistry
+from services.registry.contract import PublishedVersion, RegistryError
+from services.registry.location import open_registry
 from services.runtime.channels import open_channel
+from services.runtime.files import write_atomically
 from services.runtime.logs import log
 from services.runtime.metrics import Metrics, MetricsServer
 from services.runtime.server import Server
@@ -150,7 +150,7 @@ async def _announce(running: Running, ready_file: Path | None) -> None:
     await running.wait_ready()
     log(_LOGGER, logging.INFO, "ready", version=running.version)
     if ready_file is not None:
-        _write_atomically(ready_file, json.dumps(running.describe()) + "\n")
+        write_atomically(ready_file, json.dumps(running.describe()) + "\n")
 
 
 class _Components:
@@ -158,7 +158,10 @@ class _Components:
 
     def __init__(self, settings: ServeSettings, metrics: Metrics, stack: AsyncExitStack) -> None:
         self._settings, self._metrics, self._stack = settings, metrics, stack
-        self._registry = FileRegistry(settings.registry)
+        try:
+            self._registry = open_registry(settings.registry, settings.registry_cache)
+        except RegistryError as error:
+            raise SettingsError(str(error)) from error
         self.versions: dict[Target, Versions[Any]] = {}
         self.registrations: list[_Register] = []
         self.health: dict[str, Callable[[], bool]] = {}
@@ -214,10 +217,13 @@ class _Components:
         )
         from services.controller.candidates import CandidateFinder
         from services.controller.domain import Controller
+        from services.controller.rehearsal import rehearsal
         from services.controller.served import ServedVersion
         from services.controller.servicer import SERVICE, ControllerServicer
 
-        versions = self._hold("controller", ServedVersion.load, labelled_only=True)
+        versions = self._hold(
+            "controller", ServedVersion.load, labelled_only=True, rehearse=rehearsal(assembler)
+        )
         finder = CandidateFinder(self._sessions(), self._settings.controlling)
         self._stack.callback(finder.close)
         controller = Controller(
@@ -246,7 +252,12 @@ class _Components:
         return store
 
     def _hold(
-        self, target: Target, load: Callable[[PublishedVersion], T], *, labelled_only: bool = False
+        self,
+        target: Target,
+        load: Callable[[PublishedVersion], T],
+        *,
+        labelled_only: bool = False,
+        rehearse: Callable[[T], Awaitable[None]] | None = None,
     ) -> Versions[T]:
         versions = Versions(
             target,
@@ -255,6 +266,7 @@ class _Components:
             self._settings.versions,
             self._metrics,
             labelled_only=labelled_only,
+            rehearse=rehearse,
         )
         self._stack.push_async_callback(versions.stop)
         self.versions[target] = versions
@@ -268,16 +280,3 @@ class _Components:
     def _add(self, service: str, versions: Versions[Any], register: _Register) -> None:
         self.health[service] = versions.ready
         self.registrations.append(register)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -81,7 +81,7 @@ class Controller:
     async def request_network(self, request: NetworkRequest) -> NetworkReply:
         """One network and its candidates. Raises Fault."""
         arrived = time.perf_counter()
-        served = await self._versions.get(request.version)
+        served = await self._versions.get(request.version, request.session_id)
         check_etag(request.held_etag)
         check_session_id(request.session_id)
         path = check_path(request.path, served.backbone.blocks)
@@ -106,14 +106,14 @@ class Controller:
             _us_since(arrived),
             self._settings.network_ttl_seconds,
             (self._settings.retry_min_ms, self._settings.retry_max_ms),
-            self._versions.current,
+            self._versions.current_for(request.session_id),
         )
         self._observe(reply, sum(path))
         return reply
 
     async def candidates(self, request: CandidatesRequest) -> CandidateList:
         """Candidates alone, by interest or as the session has them. Raises Fault."""
-        served = await self._versions.get(request.version)
+        served = await self._versions.get(request.version, request.session_id)
         check_etag(request.held_etag)
         check_session_id(request.session_id)
         if request.interest is not None:
@@ -129,14 +129,23 @@ class Controller:
         return found
 
     async def bundle(
-        self, version: str, part: BundlePart | None, shard: int, offset: int
+        self,
+        version: str,
+        part: BundlePart | None,
+        shard: int,
+        offset: int,
+        session_id: str = "",
     ) -> AsyncGenerator[BundleChunk, None]:
-        """One file of a bundle; version "": the current one. Raises Fault."""
+        """One file of a bundle; version "": the one of the session, if it is named. Raises
+        Fault."""
+        if session_id:
+            check_session_id(session_id)
         if not version and offset:
             raise Fault(Reason.MISSING_VERSION)
         if not version and not self._versions.current:
             raise Fault(Reason.NO_VERSION)
-        served = await self._versions.get(version or self._versions.current)
+        version = version or self._versions.current_for(session_id)
+        served = await self._versions.get(version, session_id)
         name = bundle_file(served.published, part, shard)
         sent = 0
         try:

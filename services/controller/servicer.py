@@ -65,7 +65,11 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         self, request: controller_pb2.GetDeviceBundleRequest, context: _Context
     ) -> AsyncGenerator[controller_pb2.GetDeviceBundleResponse, None]:
         chunks = self._controller.bundle(
-            request.version, _PARTS.get(request.part), request.shard, request.offset
+            request.version,
+            _PARTS.get(request.part),
+            request.shard,
+            request.offset,
+            request.session_id,
         )
         async with aclosing(chunks):
             async for chunk in chunks:

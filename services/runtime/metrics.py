@@ -132,6 +132,18 @@ class Metrics:
             ["target", "version"],
             registry=r,
         )
+        self.canary_percent = Gauge(
+            "forward_ofa_canary_percent",
+            "Share of the sessions that get the canary's version",
+            ["target", "version"],
+            registry=r,
+        )
+        self.version_requests = Counter(
+            "forward_ofa_version_requests",
+            "Requests by version, of the versions in memory: an old one is idle when it stands",
+            ["target", "version"],
+            registry=r,
+        )
         self.version_load_failures = Counter(
             "forward_ofa_version_load_failures", "Loads that failed", ["target"], registry=r
         )

@@ -50,7 +50,7 @@ async def running(registry: Path, **changes: Any) -> AsyncIterator[Running]:
 class Process:
     """`python -m services` with a ready file."""
 
-    def __init__(self, registry: Path, folder: Path, *arguments: str) -> None:
+    def __init__(self, registry: Path | str, folder: Path, *arguments: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.ready_file = folder / "ready.json"
         self._log = (folder / "log").open("w+")
@@ -82,18 +82,26 @@ class Process:
 
 
 @contextlib.contextmanager
-def three_processes(registry: Path, folder: Path) -> Iterator[dict[str, Process]]:
-    """Mapper, assembler and controller apart. `processes[..].ready_file` has the addresses."""
+def three_processes(registry: Path | str, folder: Path, *more: str) -> Iterator[dict[str, Process]]:
+    """Mapper, assembler and controller apart, each with the options `more`.
+
+    `processes[..].ready_file` has the addresses."""
     processes: dict[str, Process] = {}
     try:
-        processes["mapper"] = Process(registry, folder / "mapper", "--target", "mapper")
+        processes["mapper"] = Process(registry, folder / "mapper", "--target", "mapper", *more)
         mapper = processes["mapper"].wait_ready()["address"]
         processes["assembler"] = Process(
-            registry, folder / "assembler", "--target", "assembler", "--mapper", mapper
+            registry, folder / "assembler", "--target", "assembler", "--mapper", mapper, *more
         )
         assembler = processes["assembler"].wait_ready()["address"]
         processes["controller"] = Process(
-            registry, folder / "controller", "--target", "controller", "--assembler", assembler
+            registry,
+            folder / "controller",
+            "--target",
+            "controller",
+            "--assembler",
+            assembler,
+            *more,
         )
         processes["controller"].wait_ready()
         yield processes

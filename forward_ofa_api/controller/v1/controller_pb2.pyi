@@ -142,8 +142,11 @@ class RequestNetworkResponse(_message.Message):
     ttl_seconds: _builtins.int
     """Seconds for which the network is good without a shift of interest."""
     current_version: _builtins.str
-    """The version that new sessions should use. If it differs from `version`,
-    fetch its bundle at leisure; the old one is served until then.
+    """The version that this session should use; the same one for as long as the
+    session lasts and no label is moved. If it differs from `version`, fetch its
+    bundle at leisure; the old one is served until then. Keep the old bundle: a
+    share of the sessions may be on another version, so the next session may
+    be told the old one again.
     """
     @_builtins.property
     def artefact(self) -> _types_pb2.Artefact:
@@ -190,14 +193,20 @@ class GetDeviceBundleRequest(_message.Message):
     PART_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """The version to fetch. Empty: the one that new sessions should use."""
+    """The version to fetch. Empty: the one that `session_id` should use."""
     part: Global___BundlePart.ValueType
     """Which file. Required."""
     shard: _builtins.int
     """Which shard, for BUNDLE_PART_ITEMS; 0 otherwise."""
     offset: _builtins.int
     """Bytes that the device has already. Name the version when this is not 0."""
+    session_id: _builtins.str
+    """As in RequestNetworkRequest; may be empty. Used only to choose the version
+    where `version` is empty: leave it out elsewhere, so that nobody can tell
+    which session fetched which items.
+    """
     def __init__(
         self,
         *,
@@ -205,10 +214,11 @@ class GetDeviceBundleRequest(_message.Message):
         part: Global___BundlePart.ValueType = ...,
         shard: _builtins.int = ...,
         offset: _builtins.int = ...,
+        session_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "part", b"part", "shard", b"shard", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "part", b"part", "session_id", b"session_id", "shard", b"shard", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

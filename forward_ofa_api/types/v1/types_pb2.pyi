@@ -357,7 +357,9 @@ class ErrorDetail(_message.Message):
     action: _builtins.str
     """What to do about it, one sentence."""
     current_version: _builtins.str
-    """The version to ask for instead, where that is what is wrong."""
+    """The version to ask for instead, where that is what is wrong: the one that
+    the session of the request should use.
+    """
     @_builtins.property
     def retry(self) -> Global___RetryWindow:
         """When to try again; absent: trying the same again will not help."""

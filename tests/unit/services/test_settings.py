@@ -98,6 +98,7 @@ def test_every_flag_is_read(tmp_path):
         "--metrics": ["--metrics", "127.0.0.1:7"],
         "--sessions": ["--sessions", "redis://h:1/0"],
         "--label": ["--label", "canary"],
+        "--canary-label": ["--canary-label", ""],
         "--tls-cert": ["--tls-cert", str(pem), "--tls-key", str(pem)],
         "--tls-key": ["--tls-cert", str(pem), "--tls-key", str(pem)],
         "--upstream-ca": ["--upstream-ca", str(pem)],
