@@ -299,7 +299,7 @@ class Device:
         """A version from disk, or from the cloud; "": the current one."""
         release = Release.open(self._store, version) if version else None
         if release is None:
-            version = fetch_bundle(self._cloud, self._store, version)
+            version = fetch_bundle(self._cloud, self._store, version, self._session_id)
             release = Release.open(self._store, version)
         if release is None:
             raise CorruptFile(f"the cloud's bundle of version {version!r} is damaged")

@@ -15,8 +15,9 @@ def shard_name(shard: int) -> str:
     return f"items-{shard}"
 
 
-def fetch_bundle(cloud: Cloud, store: StateStore, version: str = "") -> str:
-    """Controller, extractor and shared parameters of `version` ("": the current one) to disk.
+def fetch_bundle(cloud: Cloud, store: StateStore, version: str = "", session_id: str = "") -> str:
+    """Controller, extractor and shared parameters of `version` to disk; "": of the one that
+    the session should use.
 
     Returns the version. An earlier, broken download is gone on with.
     Raises CloudError, CorruptFile, WrongVersion, StorageError.
@@ -31,7 +32,10 @@ def fetch_bundle(cloud: Cloud, store: StateStore, version: str = "") -> str:
                 raise
             # That version is gone: what we have of it is of no use.
             store.drop_partial(begun, BUNDLE)
-    return _fetch(cloud, store, BUNDLE, pb.GetDeviceBundleRequest(version=version, part=part))
+    request = pb.GetDeviceBundleRequest(version=version, part=part)
+    if not version:
+        request.session_id = session_id
+    return _fetch(cloud, store, BUNDLE, request)
 
 
 def fetch_shard(cloud: Cloud, store: StateStore, version: str, shard: int) -> None:
@@ -101,6 +105,7 @@ def _begin(
             raise _Restart
     else:
         request.version = first.version
+        request.ClearField("session_id")
         store.begin_partial(first.version, name, first.sha256.hex(), first.total_bytes)
     return request.offset
 

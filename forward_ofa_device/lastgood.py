@@ -16,6 +16,9 @@ from forward_ofa_device.tensors import read_tensors, write_tensors
 from forward_ofa_device.wire import Candidates, Cost, LastGood, Receipt
 
 NETWORK, CANDIDATES, CURRENT = "network", "candidates", "current.json"
+KEPT_VERSIONS = 2
+"""Bundles on disk. While the cloud tries a version on a share of the sessions, sessions of one
+device alternate between two, and neither should be downloaded twice."""
 
 
 def current_version(store: StateStore) -> str:
@@ -39,10 +42,12 @@ def save(store: StateStore, release: Release, last: LastGood) -> None:
         release.save_known(store)
         store.write(release.version, CANDIDATES, candidates, {"etag": etag})
     store.write(release.version, NETWORK, last.artefact, _note(last.receipt))
-    if (store.read_json(CURRENT) or {}).get("version") != release.version:
-        store.write_json(CURRENT, {"version": release.version})
+    recent = _recent(store)
+    if recent[:1] != [release.version]:
+        recent = [release.version, *(v for v in recent if v != release.version)][:KEPT_VERSIONS]
+        store.write_json(CURRENT, {"version": release.version, "recent": recent})
     # The next version may be on its way already.
-    store.keep_only({release.version, last.receipt.current_version})
+    store.keep_only({*recent, last.receipt.current_version})
 
 
 def load(store: StateStore, release: Release) -> LastGood | None:
@@ -62,6 +67,13 @@ def load(store: StateStore, release: Release) -> LastGood | None:
     except (CorruptFile, WrongVersion):
         store.set_aside(release.version, NETWORK)
         return None
+
+
+def _recent(store: StateStore) -> list[str]:
+    """The versions used last, newest first."""
+    saved = store.read_json(CURRENT) or {}
+    recent = saved.get("recent", [saved.get("version")])
+    return [v for v in recent if isinstance(v, str)] if isinstance(recent, list) else []
 
 
 def _note(receipt: Receipt) -> dict[str, Any]:

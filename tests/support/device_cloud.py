@@ -10,7 +10,7 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
 
@@ -135,12 +135,19 @@ class Controller(ControllerServiceServicer):
     def __init__(self, *versions: Version) -> None:
         self.versions = {version.name: version for version in versions}
         self.current = versions[-1].name
+        # The version of those sessions that `in_canary` names; "": none.
+        self.canary = ""
+        self.in_canary: Callable[[str], bool] = lambda session_id: ord(session_id[0]) % 2 == 0
         self.faults = Faults()
         self.log = Log()
         self.ttl_seconds = 3600
         self.candidates = 40
         self.retry_min_ms = 0
         self._lock = threading.Lock()
+
+    def version_of(self, session_id: str) -> str:
+        """What a session should use."""
+        return self.canary if self.canary and self.in_canary(session_id) else self.current
 
     def serve_only(self, version: Version) -> None:
         self.versions = {version.name: version}
@@ -179,7 +186,7 @@ class Controller(ControllerServiceServicer):
             ),
             ttl_seconds=self.ttl_seconds,
             retry=types.RetryWindow(min_ms=self.retry_min_ms, max_ms=self.retry_min_ms),
-            current_version=self.current,
+            current_version=self.version_of(request.session_id),
         )
         if callable(self.faults.tamper):
             self.faults.tamper(response)
@@ -202,7 +209,10 @@ class Controller(ControllerServiceServicer):
     ) -> Iterator[pb.GetDeviceBundleResponse]:
         with self._lock:
             self.log.parts.append(request)
-        version = self._version(request.version or self.current, context)
+        wanted = request.version
+        if not wanted:
+            wanted = self.version_of(request.session_id) if request.session_id else self.current
+        version = self._version(wanted, context)
         if request.part == pb.BUNDLE_PART_TENSORS:
             data = version.bundle
         elif request.part == pb.BUNDLE_PART_ITEMS and request.shard < len(version.shards):

@@ -329,9 +329,62 @@ def test_moves_to_a_new_version(
     assert outcome.error is None and outcome.updated
     assert device.version == "v2" and device.path is not None and len(device.path) == 6
     assert len(device.rerank()) == 10
-    assert [p.name for p in (tmp_path / "state" / "versions").iterdir()] == ["v-v2"]
+    assert on_disk(tmp_path) == ["v-v1", "v-v2"]
     asked = [request.version for request in cloud.controller.log.networks]
     assert asked == ["v1", "v1", "v2"]
+
+
+def on_disk(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "state" / "versions").iterdir())
+
+
+def test_sessions_that_alternate_between_versions_download_each_once(
+    open_device: Open, cloud: RunningCloud, clock: Clock, tmp_path: Path
+) -> None:
+    """A share of the sessions is on a canary: the device goes there and back."""
+    controller = cloud.controller
+    controller.versions = {**controller.versions, "v2": Version("v2", blocks=6)}
+    controller.canary = "v2"
+    device = open_device()
+    device.observe(*HISTORY)
+    used, downloads = [], []
+    for _ in range(12):
+        device.start_session()
+        assert device.refresh().error is None
+        used.append(device.version)
+        assert device.version == controller.version_of(device.session_id)
+        assert len(device.rerank()) == 10
+        downloads.append(len(controller.log.parts))
+        clock.now += 3600
+    assert len(set(used)) == 2
+    both = max(used.index("v1"), used.index("v2"))
+    assert downloads[both] == downloads[-1], "once both are there nothing is fetched again"
+    assert on_disk(tmp_path) == ["v-v1", "v-v2"]
+    device.close()
+    device = open_device()
+    assert device.version == used[-1]
+    # The next version takes the place of the one that was used longest ago.
+    controller.versions = {**controller.versions, "v3": Version("v3")}
+    controller.current, controller.canary = "v3", ""
+    clock.now += 3600
+    device.start_session()
+    device.refresh()
+    assert on_disk(tmp_path) == sorted(["v-v3", f"v-{used[-1]}"])
+
+
+def test_a_fresh_device_gets_the_bundle_of_its_session(
+    open_device: Open, cloud: RunningCloud
+) -> None:
+    controller = cloud.controller
+    controller.versions = {**controller.versions, "v2": Version("v2")}
+    controller.canary, controller.in_canary = "v2", lambda _: True
+    device = open_device()
+    device.observe(*HISTORY)
+    device.refresh()
+    assert device.version == "v2" and len(controller.log.networks) == 1
+    first, *rest = controller.log.parts
+    assert (first.version, first.session_id) == ("", device.session_id)
+    assert rest and all(part.version == "v2" and not part.session_id for part in rest)
 
 
 def test_the_old_network_is_used_until_the_new_version_is_in(
