@@ -17,19 +17,25 @@ from forward_ofa_cli.train import RunDir
 if TYPE_CHECKING:
     from forward_ofa.data import SequenceDataset
     from forward_ofa.runs import Run
+    from services.registry.contract import Registry
 
-DEFAULT_REGISTRY = Path("registry")
+DEFAULT_REGISTRY = "registry"
+REGISTRY_HELP = "A folder, or a URL such as s3://BUCKET/PREFIX."
+Cache = Annotated[
+    Path | None, typer.Option("--registry-cache", help="For copies, if the registry is a URL.")
+]
 
 
 def publish(
     run_dir: RunDir,
-    registry: Annotated[Path, typer.Option(help="The registry's folder.")] = DEFAULT_REGISTRY,
+    registry: Annotated[str, typer.Option(help=REGISTRY_HELP)] = DEFAULT_REGISTRY,
     label: Annotated[
         str, typer.Option(help="Let this label point at it; services follow `stable`. '': none.")
     ] = "stable",
     data: Annotated[
         str | None, typer.Option(help="Where the log is now, if it is no longer where it was.")
     ] = None,
+    cache: Cache = None,
     as_json: Annotated[bool, typer.Option("--json", help="Version and label as JSON.")] = False,
 ) -> None:
     """Export a run and publish it: mapper, items, device bundle, report, with digests.
@@ -43,30 +49,40 @@ def publish(
 
     out = console(stderr=as_json)
     run = load_run(run_dir)
-    version = publish_run(run, source.remembered(run_dir, data).load(out), registry, label)
+    log = source.remembered(run_dir, data).load(out)
+    version = publish_run(run, log, registry, label, cache)
     if as_json:
-        typer.echo(json.dumps({"version": version, "label": label, "registry": str(registry)}))
+        typer.echo(json.dumps({"version": version, "label": label, "registry": registry}))
         return
     pointing = f", label {label}" if label else ""
     out.print(f"Published version {version}{pointing} in {registry}.")
     out.print(f"Serve it: forward-ofa serve --registry {registry}")
 
 
-def publish_run(run: Run, data: SequenceDataset, root: Path, label: str) -> str:
+def open_place(registry: str | Path, cache: Path | None = None) -> Registry:
+    """The registry that a command line names. Raises RegistryError."""
+    from services.registry.location import open_registry
+    from services.registry.settings import CacheSettings
+
+    return open_registry(registry, None if cache is None else CacheSettings(cache))
+
+
+def publish_run(
+    run: Run, data: SequenceDataset, where: str | Path, label: str, cache: Path | None = None
+) -> str:
     """Export, publish, label; returns the version's id.
 
     Raises RegistryError, RunError if `data` is not the run's, Fault, OSError.
     """
     from forward_ofa.export import export_version
     from forward_ofa.runs import RunError
-    from services.registry.files import FileRegistry
 
     if data.fingerprint() != run.data_card["fingerprint"]:
         raise RunError(
             f"this log is not the one that {run.folder} was trained on "
             f"({run.data_card['source']}): give the same --data"
         )
-    registry = FileRegistry(root)
+    registry = open_place(where, cache)
     staging = registry.staging()
     try:
         with warnings.catch_warnings():

@@ -60,7 +60,7 @@ def newest_registry() -> Path:
     """
     labels = [
         label
-        for root in (DEFAULT_REGISTRY, *Path("runs").glob("*/registry"))
+        for root in (Path(DEFAULT_REGISTRY), *Path("runs").glob("*/registry"))
         if (label := root / "labels" / "stable").is_file()
     ]
     if not labels:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from services.registry.files import FileRegistry
+from services.registry.location import open_registry
+from services.registry.settings import CacheSettings
 from tests.support.versions import publish
 
 
@@ -82,3 +84,50 @@ def test_a_damaged_version_says_what_an_operator_can_do(cli, registry: FileRegis
     listed = cli("versions", "list", "--json")
     assert [row["version"] for row in json.loads(listed.stdout)] == ["v2"]
     assert "Left out: v1" in listed.stderr and "manifest.json" in listed.stderr
+
+
+def test_a_canary_from_its_share_to_stable(cli, registry: FileRegistry):
+    publish(registry, "v3", seed=3, label=None)
+    result = cli("versions", "label", "canary", "v3", "--percent", "5")
+    assert result.exit_code == 0 and "canary -> v3 for 5 % of the sessions" in result.stdout
+    rows = json.loads(cli("versions", "list", "--json").stdout)
+    assert [(row["labels"], row["percent"]) for row in rows] == [
+        ([], {}),
+        (["stable"], {}),
+        (["canary"], {"canary": 5}),
+    ]
+    assert "canary 5 %" in cli("versions", "list").stdout
+    for bad in ("101", "-1", "many"):
+        assert cli("versions", "label", "canary", "v3", "--percent", bad).exit_code == 2
+    result = cli("versions", "promote", "canary")
+    assert result.exit_code == 0 and "stable -> v3 (was v2), canary removed" in result.stdout
+    assert registry.labels() == {"stable": "v3"}
+    result = cli("versions", "promote")
+    assert result.exit_code == 4 and "no label 'canary' to promote" in result.stderr
+    assert cli("versions", "rollback").stdout.startswith("stable -> v2 (was v3)")
+
+
+def test_a_canary_is_taken_away(cli, registry: FileRegistry):
+    cli("versions", "label", "canary", "v1", "--percent", "50")
+    assert cli("versions", "unlabel", "canary").exit_code == 0
+    assert registry.labels() == {"stable": "v2"}
+    for name, says in (("canary", "there is no label"), ("stable", "services follow stable")):
+        result = cli("versions", "unlabel", name)
+        assert result.exit_code == 4 and says in result.stderr
+
+
+def test_a_registry_by_its_url(cli, tmp_path: Path):
+    where = ("--registry", "memory://cli-test/registry", "--registry-cache", tmp_path / "cache")
+    nothing = cli("versions", "list", *where)
+    assert nothing.exit_code == 4
+    assert "there is no registry at memory://cli-test/registry" in nothing.stderr
+    registry = open_registry(str(where[1]), CacheSettings(tmp_path / "cache"))
+    publish(registry, "v1", seed=1)
+    publish(registry, "v2", seed=2)
+    assert len(json.loads(cli("versions", "list", "--json", *where).stdout)) == 2
+    assert cli("versions", "show", "stable", *where).exit_code == 0
+    assert cli("versions", "rollback", *where).stdout.startswith("stable -> v1 (was v2)")
+    assert cli("versions", "remove", "v2", *where).exit_code == 0
+    assert not registry.exists("v2")
+    nowhere = cli("versions", "list", "--registry", "nonsense://x/y")
+    assert nowhere.exit_code == 4 and "names no registry" in nowhere.stderr
