@@ -50,9 +50,10 @@ def make_parser(*, find_registry: bool = False) -> argparse.ArgumentParser:
     add("--assembler", help="HOST:PORT of an assembler elsewhere, for --target controller")
     add("--metrics", default="127.0.0.1:0", help="HOST:PORT for /metrics over HTTP")
     add("--ready-file", type=Path, help="written as JSON once requests are answered")
-    add("--sessions", default=sessions.url, help="memory://, redis://HOST:PORT/DB or rediss://")
+    add("--sessions", default=sessions.url, help="memory://, or Redis: see docs/sessions.md")
     add("--session-ttl", type=float, default=sessions.ttl_seconds, help="seconds")
     add("--session-limit", type=int, default=sessions.limit, help="sessions in memory at most")
+    add("--session-timeout", type=float, default=sessions.timeout_seconds, help="seconds, of Redis")
     add("--label", default=versions.label, help="the label that new sessions follow")
     add("--keep-versions", type=int, default=versions.keep, help="versions in memory")
     add("--poll-seconds", type=float, default=versions.poll_seconds, help="between label reads")
@@ -119,7 +120,7 @@ def read_settings(
         ),
         channels=ChannelSettings(a.upstream_ca, a.allow_insecure),
         versions=VersionSettings(a.label, a.poll_seconds, a.keep_versions),
-        sessions=SessionSettings(a.sessions, a.session_ttl, a.session_limit),
+        sessions=SessionSettings(a.sessions, a.session_ttl, a.session_limit, a.session_timeout),
         mapping=MapperSettings(
             a.mapper_workers, a.mapper_queue, a.mapper_batch, a.mapper_precision, a.torch_threads
         ),
