@@ -17,8 +17,11 @@ from forward_ofa_cli.train import RunDir
 if TYPE_CHECKING:
     from forward_ofa.data import SequenceDataset
     from forward_ofa.runs import Run
+    from services.controller.indexing import IndexSettings
 
 DEFAULT_REGISTRY = Path("registry")
+_QUERIES = 256
+"""Users whose queries the recall of an approximate index is measured on."""
 
 
 def publish(
@@ -30,6 +33,13 @@ def publish(
     data: Annotated[
         str | None, typer.Option(help="Where the log is now, if it is no longer where it was.")
     ] = None,
+    index: Annotated[
+        str, typer.Option(help="How items are found: exact, approximate, or auto by their number.")
+    ] = "auto",
+    exact_up_to: Annotated[int, typer.Option(help="Items up to which auto is exact.")] = 100_000,
+    recall: Annotated[
+        float, typer.Option(help="Share of the best 200 items an approximate index must find.")
+    ] = 0.98,
     as_json: Annotated[bool, typer.Option("--json", help="Version and label as JSON.")] = False,
 ) -> None:
     """Export a run and publish it: mapper, items, device bundle, report, with digests.
@@ -40,10 +50,17 @@ def publish(
     Example: `forward-ofa publish --run-dir runs/ml-1m --label canary`
     """
     from forward_ofa.runs import load_run
+    from services.controller.indexing import IndexSettings
 
+    try:
+        indexing = IndexSettings(index, exact_up_to, recall)  # type: ignore[arg-type]  # checked
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     out = console(stderr=as_json)
     run = load_run(run_dir)
-    version = publish_run(run, source.remembered(run_dir, data).load(out), registry, label)
+    version = publish_run(
+        run, source.remembered(run_dir, data).load(out), registry, label, indexing
+    )
     if as_json:
         typer.echo(json.dumps({"version": version, "label": label, "registry": str(registry)}))
         return
@@ -52,13 +69,20 @@ def publish(
     out.print(f"Serve it: forward-ofa serve --registry {registry}")
 
 
-def publish_run(run: Run, data: SequenceDataset, root: Path, label: str) -> str:
+def publish_run(
+    run: Run,
+    data: SequenceDataset,
+    root: Path,
+    label: str,
+    indexing: IndexSettings | None = None,
+) -> str:
     """Export, publish, label; returns the version's id.
 
     Raises RegistryError, RunError if `data` is not the run's, Fault, OSError.
     """
-    from forward_ofa.export import export_version
+    from forward_ofa.export import export_version, retrieval_queries
     from forward_ofa.runs import RunError
+    from services.controller.indexing import IndexSettings, add_index
     from services.registry.files import FileRegistry
 
     if data.fingerprint() != run.data_card["fingerprint"]:
@@ -73,6 +97,9 @@ def publish_run(run: Run, data: SequenceDataset, root: Path, label: str) -> str:
             # PyTorch warns of batches when it traces a GRU; these programs serve one device.
             warnings.simplefilter("ignore", UserWarning)
             export_version(run, data, staging)
+        indexing = indexing or IndexSettings()
+        if indexing.is_approximate(data.num_items):
+            add_index(staging, retrieval_queries(run, data, _QUERIES), indexing)
         version = registry.publish(staging)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)

@@ -24,6 +24,7 @@ from services.errors import Fault, Reason
 from services.registry.contract import (
     MANIFEST,
     REQUIRED,
+    RETRIEVAL_INDEX,
     PublishedVersion,
     RegistryError,
     VersionManifest,
@@ -190,7 +191,8 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _required(manifest: VersionManifest) -> list[str]:
-    return [*REQUIRED, *(shard_file(shard) for shard in range(manifest.shards))]
+    index = [RETRIEVAL_INDEX] if manifest.retrieval.is_approximate else []
+    return [*REQUIRED, *index, *(shard_file(shard) for shard in range(manifest.shards))]
 
 
 def _read_draft(staging: Path) -> VersionManifest:

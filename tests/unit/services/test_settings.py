@@ -98,6 +98,7 @@ def test_every_flag_is_read(tmp_path):
         "--listen": ["--listen", "127.0.0.1:7"],
         "--metrics": ["--metrics", "127.0.0.1:7"],
         "--sessions": ["--sessions", "redis://h:1/0"],
+        "--session-timeout": ["--session-timeout", "0.5"],
         "--label": ["--label", "canary"],
         "--tls-cert": ["--tls-cert", str(pem), "--tls-key", str(pem)],
         "--tls-key": ["--tls-cert", str(pem), "--tls-key", str(pem)],
