@@ -101,7 +101,8 @@ def tune(
     recall: float,
     oversample: int = 2,
 ) -> tuple[RetrievalPlan, float]:
-    """The fewest probes, doubled from 1, with this recall on queries [Q, D], and the recall.
+    """The fewest probes of 1, 2, 3, 4, 6, 8, 12, ... with this recall on queries [Q, D], and the
+    recall.
 
     Recall: the share of the exact best `count` items that a search finds, mean over queries.
     """
@@ -116,7 +117,13 @@ def tune(
         reached = float(np.mean([len(a & b) / len(b) for a, b in zip(found, truth, strict=True)]))
         if reached >= recall or probes == index.nlist:
             return RetrievalPlan("ivf-sq8", index.nlist, probes, oversample), reached
-        probes = min(2 * probes, index.nlist)
+        probes = min(_more(probes), index.nlist)
+
+
+def _more(probes: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, ..."""
+    is_power = probes & (probes - 1) == 0
+    return max(probes + 1, probes * 3 // 2 if is_power else probes * 4 // 3)
 
 
 def write(index: Any, path: Path) -> None:
