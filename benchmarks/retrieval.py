@@ -144,11 +144,21 @@ async def end_to_end(count: int) -> None:
     from tests.support.versions import publish
 
     config = BackboneConfig(blocks=6, hidden=D, history=5, heads=2)
+    items, queries = make_items("skewed", count)
+    tuning, asked = queries[:100], queries[100:]
     for choice in ("exact", "approximate"):
         with tempfile.TemporaryDirectory() as folder:
             registry = FileRegistry(Path(folder))
             start = time.perf_counter()
-            tiny = publish(registry, "v1", items=count, config=config, index=IndexSettings(choice))
+            tiny = publish(
+                registry,
+                "v1",
+                items=count,
+                config=config,
+                index=IndexSettings(choice),
+                table=items,
+                queries=tuning,
+            )
             published = time.perf_counter() - start
             start = time.perf_counter()
             async with (
@@ -158,15 +168,15 @@ async def end_to_end(count: int) -> None:
                 await services.wait_ready()
                 loaded = time.perf_counter() - start
                 stub, times, stage, found = ControllerServiceStub(channel), [], [], []
-                for seed in range(200):
-                    request = network_request(tiny, session_id=f"session-{seed:04d}")
-                    request.interest.values = tiny.interest(1000 + seed).tobytes()
+                for number, query in enumerate(asked):
+                    request = network_request(tiny, session_id=f"session-{number:04d}")
+                    request.interest.values = query.astype("<f4").tobytes()
                     start = time.perf_counter()
                     reply = await stub.RequestNetwork(request)
                     times.append(time.perf_counter() - start)
                     stage.append(reply.cost.times.retrieve_us / 1e3)
-                    if seed < 50:
-                        best = set(tiny.best(tiny.interest(1000 + seed), WANTED))
+                    if number < 50:
+                        best = set(tiny.best(query, WANTED))
                         found.append(len(best & set(reply.candidates.item_ids)) / WANTED)
         p50, p99 = np.percentile(times, (50, 99)) * 1e3
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

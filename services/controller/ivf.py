@@ -77,6 +77,8 @@ def load_approximate(published: PublishedVersion, exact: ItemIndex) -> Approxima
     ):  # fmt: skip
         raise published.corrupt(RETRIEVAL_INDEX, "the index is not that of the manifest")
     lists.nprobe = plan.probes
+    # Else each search starts 32 threads that read ahead, for lists that are in memory anyway.
+    faiss.downcast_InvertedLists(lists.invlists).prefetch_nthread = 0
     return ApproximateIndex(exact, lists, plan.oversample)
 
 
@@ -86,6 +88,8 @@ def build(items: np.ndarray, seed: int = 0) -> Any:
     # The square root of N: a search looks at as many centres as at items of one list.
     index: Any = faiss.index_factory(items.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.cp.seed = _ITERATIONS, seed
+    # It warns on stderr of less than 39, which catalogues below 1,600 items have.
+    index.cp.min_points_per_centroid = 1
     rng = np.random.default_rng(seed)
     sample = rng.choice(len(items), min(len(items), lists * _TRAINING_ITEMS), replace=False)
     index.train(np.ascontiguousarray(items[np.sort(sample)]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +67,13 @@ def write_staging(
     config: BackboneConfig = CONFIG,
     items: int = ITEMS,
     seed: int = 1,
+    table: np.ndarray | None = None,
 ) -> TinyVersion:
-    """All files of a version but the manifest, as an export leaves them."""
+    """All files of a version but the manifest, as an export leaves them.
+
+    table: the item embeddings [items, hidden], instead of random ones; then a query is the
+    interest itself.
+    """
     rng = np.random.default_rng(seed)
     backbone, d = build(config), config.hidden
     size = BlockLayout.of(backbone.block_parameters()).size
@@ -86,6 +91,9 @@ def write_staging(
         draw(items, d),
         [f"item-{index}" for index in range(items)],
     )
+    if table is not None:
+        zeros = np.zeros(d, np.float32)
+        tiny = replace(tiny, items=table, query_weight=np.eye(d, dtype="f4"), query_bias=zeros)
     mapper = {}
     for block in range(config.blocks):
         mapper[f"block.{block}"] = np.vstack([tiny.weights[block].T, tiny.biases[block]])
@@ -155,13 +163,15 @@ def publish(
     *,
     label: str | None = "stable",
     index: IndexSettings | None = None,
+    queries: np.ndarray | None = None,
     **options,
 ) -> TinyVersion:
-    """A tiny version in a registry, labelled. index: with the index that these settings choose."""
+    """A tiny version in a registry, labelled. index: with the index that these settings choose,
+    tuned on `queries` [Q, D]."""
     staging = registry.staging()
     tiny = write_staging(staging, version, **options)
     if index is not None:
-        add_index(staging, tiny.queries(64), index)
+        add_index(staging, tiny.queries(64) if queries is None else queries, index)
     assert registry.publish(staging) == version
     if label is not None:
         registry.label(label, version)
