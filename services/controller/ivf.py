@@ -78,7 +78,8 @@ def load_approximate(published: PublishedVersion, exact: ItemIndex) -> Approxima
         raise published.corrupt(RETRIEVAL_INDEX, "the index is not that of the manifest")
     lists.nprobe = plan.probes
     # Else each search starts 32 threads that read ahead, for lists that are in memory anyway.
-    faiss.downcast_InvertedLists(lists.invlists).prefetch_nthread = 0
+    mapped: Any = faiss.downcast_InvertedLists(lists.invlists)  # type: ignore[arg-type]
+    mapped.prefetch_nthread = 0
     return ApproximateIndex(exact, lists, plan.oversample)
 
 
