@@ -17,6 +17,7 @@ import torch
 
 from forward_ofa.checkpoint import save_tensors
 from forward_ofa.data.sequences import SequenceDataset
+from forward_ofa.evaluation import user_batches
 from forward_ofa.model import ForwardOFA
 from forward_ofa.onnx_export import export_onnx
 from forward_ofa.runs import Run, write_json
@@ -70,6 +71,21 @@ def export_version(run: Run, data: SequenceDataset, staging: Path) -> str:
         },
     )
     return version
+
+
+@torch.no_grad()
+def retrieval_queries(run: Run, data: SequenceDataset, limit: int) -> np.ndarray:
+    """What the cloud would search for with the interests of the first `limit` users, as they
+    were before their last two items: float32 [Q, D]."""
+    system = run.forward_ofa.eval()
+    config = system.config
+    found: list[np.ndarray] = []
+    batches = user_batches(data, "validation", config.extractor_history, config.backbone.history)
+    for batch in batches:
+        found.append(system.query(system.adapt(batch).interest).numpy())
+        if sum(map(len, found)) >= limit:
+            break
+    return np.concatenate(found)[:limit]
 
 
 def item_shards(data: SequenceDataset) -> list[tuple[list[str], np.ndarray]]:

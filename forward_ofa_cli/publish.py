@@ -17,6 +17,7 @@ from forward_ofa_cli.train import RunDir
 if TYPE_CHECKING:
     from forward_ofa.data import SequenceDataset
     from forward_ofa.runs import Run
+    from services.controller.indexing import IndexSettings
     from services.registry.contract import Registry
 
 DEFAULT_REGISTRY = "registry"
@@ -24,6 +25,8 @@ REGISTRY_HELP = "A folder, or a URL such as s3://BUCKET/PREFIX."
 Cache = Annotated[
     Path | None, typer.Option("--registry-cache", help="For copies, if the registry is a URL.")
 ]
+_QUERIES = 256
+"""Users whose queries the recall of an approximate index is measured on."""
 
 
 def publish(
@@ -36,6 +39,13 @@ def publish(
         str | None, typer.Option(help="Where the log is now, if it is no longer where it was.")
     ] = None,
     cache: Cache = None,
+    index: Annotated[
+        str, typer.Option(help="How items are found: exact, approximate, or auto by their number.")
+    ] = "auto",
+    exact_up_to: Annotated[int, typer.Option(help="Items up to which auto is exact.")] = 100_000,
+    recall: Annotated[
+        float, typer.Option(help="Share of the best 200 items an approximate index must find.")
+    ] = 0.98,
     as_json: Annotated[bool, typer.Option("--json", help="Version and label as JSON.")] = False,
 ) -> None:
     """Export a run and publish it: mapper, items, device bundle, report, with digests.
@@ -46,11 +56,16 @@ def publish(
     Example: `forward-ofa publish --run-dir runs/ml-1m --label canary`
     """
     from forward_ofa.runs import load_run
+    from services.controller.indexing import IndexSettings
 
+    try:
+        indexing = IndexSettings(index, exact_up_to, recall)  # type: ignore[arg-type]  # checked
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     out = console(stderr=as_json)
     run = load_run(run_dir)
     log = source.remembered(run_dir, data).load(out)
-    version = publish_run(run, log, registry, label, cache)
+    version = publish_run(run, log, registry, label, cache, indexing)
     if as_json:
         typer.echo(json.dumps({"version": version, "label": label, "registry": registry}))
         return
@@ -68,14 +83,20 @@ def open_place(registry: str | Path, cache: Path | None = None) -> Registry:
 
 
 def publish_run(
-    run: Run, data: SequenceDataset, where: str | Path, label: str, cache: Path | None = None
+    run: Run,
+    data: SequenceDataset,
+    where: str | Path,
+    label: str,
+    cache: Path | None = None,
+    indexing: IndexSettings | None = None,
 ) -> str:
     """Export, publish, label; returns the version's id.
 
     Raises RegistryError, RunError if `data` is not the run's, Fault, OSError.
     """
-    from forward_ofa.export import export_version
+    from forward_ofa.export import export_version, retrieval_queries
     from forward_ofa.runs import RunError
+    from services.controller.indexing import IndexSettings, add_index
 
     if data.fingerprint() != run.data_card["fingerprint"]:
         raise RunError(
@@ -89,6 +110,9 @@ def publish_run(
             # PyTorch warns of batches when it traces a GRU; these programs serve one device.
             warnings.simplefilter("ignore", UserWarning)
             export_version(run, data, staging)
+        indexing = indexing or IndexSettings()
+        if indexing.is_approximate(data.num_items):
+            add_index(staging, retrieval_queries(run, data, _QUERIES), indexing)
         version = registry.publish(staging)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)

@@ -18,6 +18,7 @@ from forward_ofa_api.types.v1 import types_pb2 as types
 from forward_ofa_device.artefact import Encoding, Network, pack_path, read_artefact
 from forward_ofa_device.errors import CorruptFile, WrongVersion
 from forward_ofa_device.extractor import Interest
+from forward_ofa_device.partial import read_positions
 from forward_ofa_device.policy import LONGEST_WAIT, Budget
 from forward_ofa_device.release import Release
 from forward_ofa_device.rows import decode_rows
@@ -106,6 +107,7 @@ def build_request(
         interest=types.Interest(values=plan.interest.vector.astype("<f4").tobytes()),
         accepted_encodings=[ENCODING_IDS[encoding] for encoding in plan.encodings],
         held_candidates_etag=held.etag if held else "",
+        accept_partial_candidates=held is not None,
     )
     if plan.budget != Budget():
         request.budget.max_artefact_bytes = plan.budget.max_artefact_bytes or 0
@@ -171,11 +173,27 @@ def _read_candidates(
     if encoding is None:
         raise CorruptFile(f"the candidates are in the unknown encoding {message.encoding}")
     item_ids = tuple(message.item_ids)
-    if len(set(item_ids)) != len(item_ids):
-        raise CorruptFile("the candidates name an item twice")
     hidden = release.bundle.manifest.backbone.hidden
     rows = decode_rows(message.embeddings, encoding, len(item_ids), hidden)
-    return Candidates(message.etag, item_ids, rows)
+    received = Candidates(message.etag, item_ids, rows)
+    if message.base_etag or message.held_positions:
+        received = _complete(received, message, held)
+    if len(set(received.item_ids)) != len(received.item_ids):
+        raise CorruptFile("the candidates name an item twice")
+    return received
+
+
+def _complete(new: Candidates, message: types.Candidates, held: Candidates | None) -> Candidates:
+    """The whole list, of what is new and what is held."""
+    if held is None or not held.etag or held.etag != message.base_etag:
+        raise CorruptFile("the candidates build on a list that is not held")
+    positions = read_positions(message.held_positions, len(held.item_ids), len(new.item_ids))
+    is_new = positions < 0
+    # Held items first, new ones behind them: then one index finds either.
+    source = np.where(is_new, len(held.item_ids) + np.cumsum(is_new) - 1, positions)
+    item_ids = (*held.item_ids, *new.item_ids)
+    embeddings = np.concatenate([held.embeddings, new.embeddings])[source]
+    return Candidates(new.etag, tuple(item_ids[at] for at in source.tolist()), embeddings)
 
 
 def _read_cost(message: types.Cost) -> Cost:

@@ -54,9 +54,10 @@ def make_parser(*, find_registry: bool = False) -> argparse.ArgumentParser:
     add("--assembler", help="HOST:PORT of an assembler elsewhere, for --target controller")
     add("--metrics", default="127.0.0.1:0", help="HOST:PORT for /metrics over HTTP")
     add("--ready-file", type=Path, help="written as JSON once requests are answered")
-    add("--sessions", default=sessions.url, help="memory://, redis://HOST:PORT/DB or rediss://")
+    add("--sessions", default=sessions.url, help="memory://, or Redis: see docs/sessions.md")
     add("--session-ttl", type=float, default=sessions.ttl_seconds, help="seconds")
     add("--session-limit", type=int, default=sessions.limit, help="sessions in memory at most")
+    add("--session-timeout", type=float, default=sessions.timeout_seconds, help="seconds, of Redis")
     add("--label", default=versions.label, help="the label that new sessions follow")
     add("--canary-label", default=versions.canary, help="whose share of sessions differs; '': none")
     add("--keep-versions", type=int, default=versions.keep, help="versions in memory at most")
@@ -133,7 +134,7 @@ def read_settings(
         versions=VersionSettings(
             a.label, a.poll_seconds, a.keep_versions, a.canary_label, a.version_idle_seconds
         ),
-        sessions=SessionSettings(a.sessions, a.session_ttl, a.session_limit),
+        sessions=SessionSettings(a.sessions, a.session_ttl, a.session_limit, a.session_timeout),
         mapping=MapperSettings(
             a.mapper_workers, a.mapper_queue, a.mapper_batch, a.mapper_precision, a.torch_threads
         ),

@@ -11,6 +11,7 @@ little-endian float32, a path is packed bits.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -78,21 +79,36 @@ class Assembler(Protocol):
 
 @dataclass(frozen=True)
 class SessionCandidates:
-    """What a session was last sent. indices: rows of the version's item table, best first.
+    """What a session was last sent. rows: of the version's item table, best first,
+    little-endian uint32. Ids and embeddings follow from them, since a version never changes.
 
     Never the interest: it is personal, and a store outlives the request.
     """
 
     version: str
-    indices: Sequence[int]
-    etag: str
+    rows: bytes
+
+    @property
+    def etag(self) -> str:
+        """Names the version and the list: 32 hexadecimal digits."""
+        named = self.version.encode() + b"\0" + self.rows
+        return hashlib.sha256(named).hexdigest()[:32]
 
 
 class SessionStore(Protocol):
     """Candidates by session. May forget at any time; never fails a request for it."""
 
-    async def get(self, session_id: str) -> SessionCandidates | None: ...
+    async def get(self, session_id: str) -> SessionCandidates | None:
+        """What was put last by this process, or an earlier state of what others put. The
+        session's time to live starts anew."""
 
-    async def put(self, session_id: str, candidates: SessionCandidates) -> None: ...
+    def put(self, session_id: str, candidates: SessionCandidates) -> None:
+        """Returns at once; `get` and `swap` of this process know it from here on."""
 
-    async def close(self) -> None: ...
+    async def swap(
+        self, session_id: str, candidates: SessionCandidates
+    ) -> SessionCandidates | None:
+        """As put; what was there before, as get."""
+
+    async def close(self) -> None:
+        """After what was put is written, or has failed."""

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from services.runtime.files import write_atomically
 from services.runtime.logs import log
 from services.runtime.settings import SettingsError, split_address
 from services.settings import ServeSettings
@@ -80,9 +81,7 @@ class _Child:
             self.ready_file.unlink(missing_ok=True)
             if time.monotonic() - started > _HEALTHY_SECONDS:
                 wait = _FIRST_WAIT
-            log(
-                _LOGGER, logging.WARNING, "ended", process=self.name, code=code, again_seconds=wait
-            )
+            log(_LOGGER, logging.WARNING, "ended", process=self.name, code=code, again_seconds=wait)
             await asyncio.sleep(wait)
             wait = min(2 * wait, _LONGEST_WAIT)
 

@@ -244,7 +244,10 @@ class _Components:
 
             try:
                 store = RedisSessions(
-                    settings.redis_url, self._metrics, ttl_seconds=settings.ttl_seconds
+                    settings.url,
+                    self._metrics,
+                    ttl_seconds=settings.ttl_seconds,
+                    timeout=settings.timeout_seconds,
                 )
             except ValueError as error:
                 raise SettingsError(f"sessions: the address is not usable: {error}") from error

@@ -205,8 +205,10 @@ def layouts(cores: int) -> list[Layout]:
     """One process, whole processes, and processes that share mappers."""
     most = max(2, cores)
     found = [Layout(f"one process, {cores} threads", 1, 0, cores)]
-    for processes in sorted({most // 2, most * 3 // 4, most}):
-        found.append(Layout(f"{processes} whole processes, 1 thread each", processes, 0, 1))
+    found += [
+        Layout(f"{processes} whole processes, 1 thread each", processes, 0, 1)
+        for processes in sorted({most // 2, most * 3 // 4, most})
+    ]
     for mappers in sorted({1, max(1, cores // 16), max(1, cores // 8)}):
         fronts = max(1, most * 3 // 4)
         threads = max(1, (cores - fronts) // mappers)
@@ -226,7 +228,9 @@ def main() -> None:
         known = {field.name for field in fields(Costs)}
         costs = replace(costs, **{name: raw[name] for name in raw if name in known})
     print(f"{arguments.cores} cores, {costs}")
-    print(f"{'layout':52} {'requests/s':>10} {'a core':>7} {'p50 ms':>7} {'p99 ms':>7} {'batch':>6}")
+    print(
+        f"{'layout':52} {'requests/s':>10} {'a core':>7} {'p50 ms':>7} {'p99 ms':>7} {'batch':>6}"
+    )
     for layout in layouts(arguments.cores):
         found = capacity(arguments.cores, layout, costs)
         print(

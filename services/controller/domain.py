@@ -10,7 +10,12 @@ from dataclasses import dataclass, field
 
 from services.checks import check_interest, check_path, check_session_id
 from services.controller.bundles import BundleChunk, BundlePart, bundle_file, stream_file
-from services.controller.candidates import CandidateFinder, CandidateList, check_etag
+from services.controller.candidates import (
+    CandidateFinder,
+    CandidateList,
+    CandidateOrder,
+    check_etag,
+)
 from services.controller.served import Allowance, ServedVersion
 from services.controller.settings import ControllerSettings
 from services.errors import Fault, Reason, RetryMs
@@ -35,7 +40,12 @@ class NetworkRequest:
     encoding: Encoding = "float16"
     allowance: Allowance = field(default_factory=Allowance)
     held_etag: str = ""
+    accept_partial: bool = False
     timeout: float | None = None
+
+    @property
+    def order(self) -> CandidateOrder:
+        return CandidateOrder(self.session_id, self.encoding, self.held_etag, self.accept_partial)
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,11 @@ class CandidatesRequest:
     interest: bytes | None = None
     encoding: Encoding = "float16"
     held_etag: str = ""
+    accept_partial: bool = False
+
+    @property
+    def order(self) -> CandidateOrder:
+        return CandidateOrder(self.session_id, self.encoding, self.held_etag, self.accept_partial)
 
 
 @dataclass(frozen=True)
@@ -90,9 +105,7 @@ class Controller:
         assembling = asyncio.create_task(self._assemble(request))
         retrieving = time.perf_counter()
         try:
-            candidates = await self._finder.find(
-                served, request.session_id, interest, request.encoding, request.held_etag
-            )
+            candidates = await self._finder.find(served, interest, request.order)
             retrieve_us = _us_since(retrieving)
             network, assemble_us = await assembling
         finally:
@@ -118,13 +131,9 @@ class Controller:
         check_session_id(request.session_id)
         if request.interest is not None:
             interest = check_interest(request.interest, served.backbone.hidden)
-            found = await self._finder.find(
-                served, request.session_id, interest, request.encoding, request.held_etag
-            )
+            found = await self._finder.find(served, interest, request.order)
         else:
-            found = await self._finder.current(
-                served, request.session_id, request.encoding, request.held_etag
-            )
+            found = await self._finder.current(served, request.order)
         self._metrics.response_bytes.labels("candidates").observe(found.bytes)
         return found
 

@@ -10,7 +10,7 @@ import numpy as np
 from forward_ofa_device.artefact import BlockLayout, artefact_bytes
 from forward_ofa_device.backbones import build
 from forward_ofa_device.backbones.contract import BackboneConfig, Flops
-from services.controller.retrieval import ItemIndex, load_index
+from services.controller.retrieval import Index, load_index
 from services.errors import Fault, Reason
 from services.ports import Encoding
 from services.registry.contract import CATALOGUE, PublishedVersion
@@ -29,7 +29,7 @@ class ServedVersion:
     """One version at the controller, ready to answer."""
 
     published: PublishedVersion
-    index: ItemIndex
+    index: Index
     item_ids: list[str]
     layout: BlockLayout
     block_flops: Flops

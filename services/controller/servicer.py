@@ -56,6 +56,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                 encoding=choose_encoding(request.accepted_encodings),
                 allowance=Allowance(budget.max_artefact_bytes, budget.max_flops),
                 held_etag=request.held_candidates_etag,
+                accept_partial=request.accept_partial_candidates,
                 timeout=time_left(context),
             )
         )
@@ -91,6 +92,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                 interest=request.interest.values if request.HasField("interest") else None,
                 encoding=choose_encoding(request.accepted_encodings),
                 held_etag=request.held_candidates_etag,
+                accept_partial=request.accept_partial_candidates,
             )
         )
         return controller_pb2.GetCandidatesResponse(
@@ -124,4 +126,6 @@ def _candidates_message(found: CandidateList) -> types_pb2.Candidates:
         item_ids=found.item_ids,
         encoding=encoding_number(found.encoding),
         embeddings=found.embeddings,
+        base_etag=found.base_etag,
+        held_positions=found.held_positions,
     )

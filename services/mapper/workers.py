@@ -100,8 +100,6 @@ class Workers:
         with torch.inference_mode():
             while (taken := self._take()) is not None:
                 (networks, block), jobs = taken
-                if not jobs:
-                    continue
                 try:
                     payloads = scratch.generate(networks, block, [job for job, _ in jobs])
                 except Exception as error:
@@ -113,25 +111,27 @@ class Workers:
 
     def _take(self) -> tuple[_Key, list[_Job]] | None:
         """The block that waits longest with what is queued for it; None at the end."""
+        jobs: list[_Job] = []
         with self._changed:
-            while not self._queues:
-                if self._closed:
-                    return None
-                self._changed.wait()
-            key, queue = self._queues.popitem(last=False)
-            now = time.perf_counter()
-            jobs: list[_Job] = []
-            while queue and len(jobs) < self._max_batch:
-                generation, slot = queue.popleft()
-                if generation.done.done():
-                    self._metrics.dropped_blocks.inc()
-                    continue
-                generation.started = generation.started or now
-                jobs.append((generation, slot))
-            if queue:
-                self._queues[key] = queue
-        if jobs:
-            self._metrics.batch_size.observe(len(jobs))
+            while not jobs:
+                while not self._queues:
+                    if self._closed:
+                        return None
+                    self._changed.wait()
+                key, queue = self._queues.popitem(last=False)
+                now = time.perf_counter()
+                while queue and len(jobs) < self._max_batch:
+                    generation, slot = queue.popleft()
+                    if generation.done.done():
+                        self._metrics.dropped_blocks.inc()
+                        continue
+                    generation.started = generation.started or now
+                    jobs.append((generation, slot))
+                if queue:
+                    self._queues[key] = queue
+                elif not jobs:
+                    del key, queue
+        self._metrics.batch_size.observe(len(jobs))
         return key, jobs
 
     def _finish(self, jobs: Sequence[_Job], payloads: Iterator[bytes]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ MANIFEST = "manifest.json"
 MAPPER = "mapper.safetensors"
 RETRIEVAL = "retrieval.safetensors"
 ITEMS = "items.safetensors"
+RETRIEVAL_INDEX = "retrieval.faiss"
 CATALOGUE = "catalogue.json"
 BUNDLE_TENSORS = "bundle/tensors.safetensors"
 BUNDLE_EXTRACTOR = "bundle/extractor.onnx"
@@ -76,7 +77,8 @@ def shard_file(shard: int) -> str:
 
 def required_files(manifest: VersionManifest) -> list[str]:
     """What a version must have."""
-    return [*REQUIRED, *(shard_file(shard) for shard in range(manifest.shards))]
+    index = [RETRIEVAL_INDEX] if manifest.retrieval.is_approximate else []
+    return [*REQUIRED, *index, *(shard_file(shard) for shard in range(manifest.shards))]
 
 
 def _leads_outside(name: str) -> bool:
@@ -92,8 +94,39 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class RetrievalPlan:
+    """How a version's items are searched. kind: "exact", or "ivf-sq8" with RETRIEVAL_INDEX:
+    `probes` of its `lists` lists are searched, for `oversample` times as many items as wanted."""
+
+    kind: str = "exact"
+    lists: int = 0
+    probes: int = 0
+    oversample: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("exact", "ivf-sq8"):
+            raise ValueError(f"its index is of the unknown kind {self.kind!r}")
+        if self.is_approximate and not (1 <= self.probes <= self.lists and self.oversample >= 1):
+            raise ValueError("probes must be from 1 to lists, and oversample at least 1")
+
+    @property
+    def is_approximate(self) -> bool:
+        return self.kind != "exact"
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> RetrievalPlan:
+        """Raises KeyError, TypeError or ValueError."""
+        numbers = {name: int(raw.get(name, 0)) for name in ("lists", "probes")}
+        return cls(str(raw["kind"]), **numbers, oversample=int(raw.get("oversample", 1)))
+
+
+@dataclass(frozen=True)
 class VersionManifest:
     """manifest.json. items: N. shards: item shards of the bundle, number 0 included.
+    retrieval: absent in manifests of before there were indices: exact.
 
     data, protocol, metrics: what it was trained on, how, and how well it did; for people.
     """
@@ -107,6 +140,7 @@ class VersionManifest:
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     protocol: Sequence[str] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    retrieval: RetrievalPlan = field(default_factory=RetrievalPlan)
 
     @classmethod
     def from_json(cls, text: str) -> VersionManifest:
@@ -130,6 +164,7 @@ class VersionManifest:
                 },
                 protocol=tuple(str(line) for line in raw.get("protocol", ())),
                 metrics=dict(raw.get("metrics", {})),
+                retrieval=RetrievalPlan.from_json(raw.get("retrieval", {"kind": "exact"})),
             )
             build(manifest.backbone)
         except KeyError as error:

@@ -123,6 +123,14 @@ class Metrics:
             "forward_ofa_session_cache", "Session look-ups: hit, miss, error", ["result"],
             registry=r,
         )  # fmt: skip
+        self.session_store_failures = Counter(
+            "forward_ofa_session_store_failures",
+            "Reads and writes of sessions that failed, by kind: timeout, connection, auth, "
+            "protocol, full, readonly, refused, rubbish, dropped (too many waiting), skipped "
+            "(left alone after a failure), other",
+            ["operation", "kind"],
+            registry=r,
+        )
         self.versions_loaded = Gauge(
             "forward_ofa_versions_loaded", "Versions in memory", ["target"], registry=r
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from forward_ofa_device.backbones import build
 from forward_ofa_device.backbones.contract import BackboneConfig
 from forward_ofa_device.bundle import BundleManifest, write_bundle, write_shard
 from forward_ofa_device.tensors import write_tensors
+from services.controller.indexing import IndexSettings, add_index
 from services.registry.contract import FORMAT, Registry
 
 CONFIG = BackboneConfig(blocks=4, hidden=8, history=5, heads=2)
@@ -49,6 +50,11 @@ class TinyVersion:
         draw = np.random.default_rng(seed).uniform(-1, 1, self.config.hidden)
         return draw.astype("<f4")
 
+    def queries(self, count: int) -> np.ndarray:
+        """What retrieval searches for with interests 0 to count - 1: [count, D]."""
+        interests = np.stack([self.interest(seed) for seed in range(count)])
+        return (interests @ self.query_weight.T + self.query_bias).astype(np.float32)
+
     def path(self, *kept: int) -> bytes:
         return pack_path([block in kept for block in range(self.config.blocks)])
 
@@ -60,8 +66,13 @@ def write_staging(
     config: BackboneConfig = CONFIG,
     items: int = ITEMS,
     seed: int = 1,
+    table: np.ndarray | None = None,
 ) -> TinyVersion:
-    """All files of a version but the manifest, as an export leaves them."""
+    """All files of a version but the manifest, as an export leaves them.
+
+    table: the item embeddings [items, hidden], instead of random ones; then a query is the
+    interest itself.
+    """
     rng = np.random.default_rng(seed)
     backbone, d = build(config), config.hidden
     size = BlockLayout.of(backbone.block_parameters()).size
@@ -79,6 +90,9 @@ def write_staging(
         draw(items, d),
         [f"item-{index}" for index in range(items)],
     )
+    if table is not None:
+        zeros = np.zeros(d, np.float32)
+        tiny = replace(tiny, items=table, query_weight=np.eye(d, dtype="f4"), query_bias=zeros)
     mapper = {}
     for block in range(config.blocks):
         mapper[f"block.{block}"] = np.vstack([tiny.weights[block].T, tiny.biases[block]])
@@ -128,13 +142,14 @@ def _write_bundle_files(folder: Path, tiny: TinyVersion, draw) -> None:
     tensors["controller.head.bias"] = draw(blocks)
     for spec in build(tiny.config).shared_parameters():
         tensors[f"shared.{spec.name}"] = draw(*spec.shape)
+    row_of = {item: row for row, item in enumerate(tiny.item_ids)}
     rest = sorted(tiny.item_ids[20:])
     halves = [rest[: len(rest) // 2], rest[len(rest) // 2 :]]
     starts = tuple(half[0] for half in halves)
     manifest = BundleManifest(tiny.version, tiny.config, 20, starts, len(tiny.item_ids))
     (folder / "tensors.safetensors").write_bytes(write_bundle(manifest, tensors))
     for shard, ids in enumerate([tiny.item_ids[:20], *halves]):
-        rows = tiny.items[[tiny.item_ids.index(item) for item in ids]]
+        rows = tiny.items[[row_of[item] for item in ids]]
         data = write_shard(tiny.version, ids, rows)
         (folder / f"items-{shard:04d}.safetensors").write_bytes(data)
     # Opaque to the services: only devices and their tests read ONNX. Longer than one chunk.
@@ -142,11 +157,20 @@ def _write_bundle_files(folder: Path, tiny: TinyVersion, draw) -> None:
 
 
 def publish(
-    registry: Registry, version: str, *, label: str | None = "stable", **options
+    registry: Registry,
+    version: str,
+    *,
+    label: str | None = "stable",
+    index: IndexSettings | None = None,
+    queries: np.ndarray | None = None,
+    **options,
 ) -> TinyVersion:
-    """A tiny version in a registry, labelled."""
+    """A tiny version in a registry, labelled. index: with the index that these settings choose,
+    tuned on `queries` [Q, D]."""
     staging = registry.staging()
     tiny = write_staging(staging, version, **options)
+    if index is not None:
+        add_index(staging, tiny.queries(64) if queries is None else queries, index)
     assert registry.publish(staging) == version
     if label is not None:
         registry.label(label, version)

@@ -79,6 +79,7 @@ class RequestNetworkRequest(_message.Message):
     BUDGET_FIELD_NUMBER: _builtins.int
     ACCEPTED_ENCODINGS_FIELD_NUMBER: _builtins.int
     HELD_CANDIDATES_ETAG_FIELD_NUMBER: _builtins.int
+    ACCEPT_PARTIAL_CANDIDATES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of the bundle that computed path and interest. Required."""
     session_id: _builtins.str
@@ -87,6 +88,10 @@ class RequestNetworkRequest(_message.Message):
     """
     held_candidates_etag: _builtins.str
     """`etag` of the candidates that the device holds; empty: none."""
+    accept_partial_candidates: _builtins.bool
+    """Whether the answer may leave out those items of the held list that the new
+    one has as well. See Candidates.
+    """
     @_builtins.property
     def path(self) -> _types_pb2.Path:
         """The blocks to generate: the structure controller's choice (Eq. 3), already
@@ -115,10 +120,11 @@ class RequestNetworkRequest(_message.Message):
         budget: _types_pb2.Budget | None = ...,
         accepted_encodings: _abc.Iterable[_types_pb2.Encoding.ValueType] | None = ...,
         held_candidates_etag: _builtins.str = ...,
+        accept_partial_candidates: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "interest", b"interest", "path", b"path"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_encodings", b"accepted_encodings", "budget", b"budget", "held_candidates_etag", b"held_candidates_etag", "interest", b"interest", "path", b"path", "session_id", b"session_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_partial_candidates", b"accept_partial_candidates", "accepted_encodings", b"accepted_encodings", "budget", b"budget", "held_candidates_etag", b"held_candidates_etag", "interest", b"interest", "path", b"path", "session_id", b"session_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -275,11 +281,14 @@ class GetCandidatesRequest(_message.Message):
     INTEREST_FIELD_NUMBER: _builtins.int
     ACCEPTED_ENCODINGS_FIELD_NUMBER: _builtins.int
     HELD_CANDIDATES_ETAG_FIELD_NUMBER: _builtins.int
+    ACCEPT_PARTIAL_CANDIDATES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """As in RequestNetworkRequest. Required."""
     session_id: _builtins.str
     """As in RequestNetworkRequest. Required."""
     held_candidates_etag: _builtins.str
+    """As in RequestNetworkRequest."""
+    accept_partial_candidates: _builtins.bool
     """As in RequestNetworkRequest."""
     @_builtins.property
     def interest(self) -> _types_pb2.Interest:
@@ -297,10 +306,11 @@ class GetCandidatesRequest(_message.Message):
         interest: _types_pb2.Interest | None = ...,
         accepted_encodings: _abc.Iterable[_types_pb2.Encoding.ValueType] | None = ...,
         held_candidates_etag: _builtins.str = ...,
+        accept_partial_candidates: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["interest", b"interest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_encodings", b"accepted_encodings", "held_candidates_etag", b"held_candidates_etag", "interest", b"interest", "session_id", b"session_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_partial_candidates", b"accept_partial_candidates", "accepted_encodings", b"accepted_encodings", "held_candidates_etag", b"held_candidates_etag", "interest", b"interest", "session_id", b"session_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$forward_ofa_api/types/v1/types.proto\x12\x18\x66orward_ofa_api.types.v1\x1a\x19google/protobuf/any.proto\"\x14\n\x04Path\x12\x0c\n\x04\x62its\x18\x01 \x01(\x0c\"\x1a\n\x08Interest\x12\x0e\n\x06values\x18\x01 \x01(\x0c\"7\n\x06\x42udget\x12\x1a\n\x12max_artefact_bytes\x18\x01 \x01(\x04\x12\x11\n\tmax_flops\x18\x02 \x01(\x04\"\x8c\x01\n\nCandidates\x12\x0c\n\x04\x65tag\x18\x01 \x01(\t\x12\x14\n\x0cnot_modified\x18\x02 \x01(\x08\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\x34\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\".forward_ofa_api.types.v1.Encoding\x12\x12\n\nembeddings\x18\x05 \x01(\x0c\"^\n\x08\x41rtefact\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x34\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\".forward_ofa_api.types.v1.Encoding\"\xbd\x01\n\x04\x43ost\x12\x1a\n\x12paper_device_flops\x18\x01 \x01(\x04\x12\x19\n\x11true_device_flops\x18\x02 \x01(\x04\x12\x18\n\x10generation_flops\x18\x03 \x01(\x04\x12\x16\n\x0e\x61rtefact_bytes\x18\x04 \x01(\x04\x12\x17\n\x0f\x63\x61ndidate_bytes\x18\x05 \x01(\x04\x12\x33\n\x05times\x18\x06 \x01(\x0b\x32$.forward_ofa_api.types.v1.StageTimes\"j\n\nStageTimes\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x0e\n\x06map_us\x18\x02 \x01(\x04\x12\x13\n\x0b\x61ssemble_us\x18\x03 \x01(\x04\x12\x13\n\x0bretrieve_us\x18\x04 \x01(\x04\x12\x10\n\x08total_us\x18\x05 \x01(\x04\"-\n\x0bRetryWindow\x12\x0e\n\x06min_ms\x18\x01 \x01(\r\x12\x0e\n\x06max_ms\x18\x02 \x01(\r\"|\n\x0b\x45rrorDetail\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x17\n\x0f\x63urrent_version\x18\x03 \x01(\t\x12\x34\n\x05retry\x18\x04 \x01(\x0b\x32%.forward_ofa_api.types.v1.RetryWindow\"U\n\rStatusDetails\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any*c\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x02\x12\x11\n\rENCODING_INT8\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$forward_ofa_api/types/v1/types.proto\x12\x18\x66orward_ofa_api.types.v1\x1a\x19google/protobuf/any.proto\"\x14\n\x04Path\x12\x0c\n\x04\x62its\x18\x01 \x01(\x0c\"\x1a\n\x08Interest\x12\x0e\n\x06values\x18\x01 \x01(\x0c\"7\n\x06\x42udget\x12\x1a\n\x12max_artefact_bytes\x18\x01 \x01(\x04\x12\x11\n\tmax_flops\x18\x02 \x01(\x04\"\xb7\x01\n\nCandidates\x12\x0c\n\x04\x65tag\x18\x01 \x01(\t\x12\x14\n\x0cnot_modified\x18\x02 \x01(\x08\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\x34\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\".forward_ofa_api.types.v1.Encoding\x12\x12\n\nembeddings\x18\x05 \x01(\x0c\x12\x11\n\tbase_etag\x18\x06 \x01(\t\x12\x16\n\x0eheld_positions\x18\x07 \x01(\x0c\"^\n\x08\x41rtefact\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x34\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\".forward_ofa_api.types.v1.Encoding\"\xbd\x01\n\x04\x43ost\x12\x1a\n\x12paper_device_flops\x18\x01 \x01(\x04\x12\x19\n\x11true_device_flops\x18\x02 \x01(\x04\x12\x18\n\x10generation_flops\x18\x03 \x01(\x04\x12\x16\n\x0e\x61rtefact_bytes\x18\x04 \x01(\x04\x12\x17\n\x0f\x63\x61ndidate_bytes\x18\x05 \x01(\x04\x12\x33\n\x05times\x18\x06 \x01(\x0b\x32$.forward_ofa_api.types.v1.StageTimes\"j\n\nStageTimes\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x0e\n\x06map_us\x18\x02 \x01(\x04\x12\x13\n\x0b\x61ssemble_us\x18\x03 \x01(\x04\x12\x13\n\x0bretrieve_us\x18\x04 \x01(\x04\x12\x10\n\x08total_us\x18\x05 \x01(\x04\"-\n\x0bRetryWindow\x12\x0e\n\x06min_ms\x18\x01 \x01(\r\x12\x0e\n\x06max_ms\x18\x02 \x01(\r\"|\n\x0b\x45rrorDetail\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x17\n\x0f\x63urrent_version\x18\x03 \x01(\t\x12\x34\n\x05retry\x18\x04 \x01(\x0b\x32%.forward_ofa_api.types.v1.RetryWindow\"U\n\rStatusDetails\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any*c\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x02\x12\x11\n\rENCODING_INT8\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'forward_ofa_api.types.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENCODING']._serialized_start=999
-  _globals['_ENCODING']._serialized_end=1098
+  _globals['_ENCODING']._serialized_start=1042
+  _globals['_ENCODING']._serialized_end=1141
   _globals['_PATH']._serialized_start=93
   _globals['_PATH']._serialized_end=113
   _globals['_INTEREST']._serialized_start=115
@@ -41,17 +41,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUDGET']._serialized_start=143
   _globals['_BUDGET']._serialized_end=198
   _globals['_CANDIDATES']._serialized_start=201
-  _globals['_CANDIDATES']._serialized_end=341
-  _globals['_ARTEFACT']._serialized_start=343
-  _globals['_ARTEFACT']._serialized_end=437
-  _globals['_COST']._serialized_start=440
-  _globals['_COST']._serialized_end=629
-  _globals['_STAGETIMES']._serialized_start=631
-  _globals['_STAGETIMES']._serialized_end=737
-  _globals['_RETRYWINDOW']._serialized_start=739
-  _globals['_RETRYWINDOW']._serialized_end=784
-  _globals['_ERRORDETAIL']._serialized_start=786
-  _globals['_ERRORDETAIL']._serialized_end=910
-  _globals['_STATUSDETAILS']._serialized_start=912
-  _globals['_STATUSDETAILS']._serialized_end=997
+  _globals['_CANDIDATES']._serialized_end=384
+  _globals['_ARTEFACT']._serialized_start=386
+  _globals['_ARTEFACT']._serialized_end=480
+  _globals['_COST']._serialized_start=483
+  _globals['_COST']._serialized_end=672
+  _globals['_STAGETIMES']._serialized_start=674
+  _globals['_STAGETIMES']._serialized_end=780
+  _globals['_RETRYWINDOW']._serialized_start=782
+  _globals['_RETRYWINDOW']._serialized_end=827
+  _globals['_ERRORDETAIL']._serialized_start=829
+  _globals['_ERRORDETAIL']._serialized_end=953
+  _globals['_STATUSDETAILS']._serialized_start=955
+  _globals['_STATUSDETAILS']._serialized_end=1040
 # @@protoc_insertion_point(module_scope)

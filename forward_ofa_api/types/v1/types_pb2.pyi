@@ -147,7 +147,12 @@ Global___Budget: _TypeAlias = Budget  # noqa: Y015
 
 @_typing.final
 class Candidates(_message.Message):
-    """Items to rerank, with what a device needs to do so."""
+    """Items to rerank, with what a device needs to do so.
+
+    Three forms: not modified; whole; and, only where the request says
+    `accept_partial_candidates`, partial: what the device holds already is named
+    by its place in the list that it holds, and not sent again.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -156,6 +161,8 @@ class Candidates(_message.Message):
     ITEM_IDS_FIELD_NUMBER: _builtins.int
     ENCODING_FIELD_NUMBER: _builtins.int
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    BASE_ETAG_FIELD_NUMBER: _builtins.int
+    HELD_POSITIONS_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
     """Names this exact list in this encoding. Send it back as
     `held_candidates_etag` and the list is not sent again while it is current.
@@ -168,9 +175,21 @@ class Candidates(_message.Message):
     """n x d values, row-major, little-endian, row i for item_ids[i]. Under
     ENCODING_INT8: n binary16 scales first, then n x d int8.
     """
+    base_etag: _builtins.str
+    """Partial only, empty otherwise: the etag of the request, so the list that
+    `held_positions` points into. It is of the same encoding.
+    """
+    held_positions: _builtins.bytes
+    """Partial only: one unsigned integer for each place of the list, best first:
+    the position of that item in the base list, from 0; or all bits 1 for the
+    next of `item_ids`. Little-endian, 2 bytes each if the base list has at
+    most 65,535 items, 4 bytes otherwise. No position comes twice.
+    """
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The log's own item ids, best first by retrieval score. n entries."""
+        """The log's own item ids, best first by retrieval score. n entries. Partial:
+        of the new items only, in the order of the list.
+        """
 
     def __init__(
         self,
@@ -180,10 +199,12 @@ class Candidates(_message.Message):
         item_ids: _abc.Iterable[_builtins.str] | None = ...,
         encoding: Global___Encoding.ValueType = ...,
         embeddings: _builtins.bytes = ...,
+        base_etag: _builtins.str = ...,
+        held_positions: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "encoding", b"encoding", "etag", b"etag", "item_ids", b"item_ids", "not_modified", b"not_modified"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_etag", b"base_etag", "embeddings", b"embeddings", "encoding", b"encoding", "etag", b"etag", "held_positions", b"held_positions", "item_ids", b"item_ids", "not_modified", b"not_modified"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

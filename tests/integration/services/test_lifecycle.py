@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -357,7 +358,7 @@ async def test_rows_that_are_not_of_this_version_are_no_session(registry, tmp_pa
     server.start()
     try:
         other = RedisSessions(server.url, Metrics(), ttl_seconds=60)
-        await other.put("session-1", SessionCandidates("v1", rows, "etag"))
+        other.put("session-1", SessionCandidates("v1", np.array(rows, "<u4").tobytes()))
         await other.close()
         sessions = SessionSettings(url=server.url)
         async with (

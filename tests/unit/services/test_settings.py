@@ -9,6 +9,7 @@ from services.assembler.settings import AssemblerSettings
 from services.controller.settings import ControllerSettings
 from services.mapper.settings import MapperSettings
 from services.runtime.settings import ChannelSettings, ServerSettings, SettingsError
+from services.sessions.address import parse_address
 from services.sessions.settings import SessionSettings
 from services.settings import ServeSettings, parse_targets
 from services.versions import VersionSettings
@@ -75,8 +76,8 @@ def test_a_mesh_may_do_without_tls(tmp_path):
 
 
 def test_celerys_spelling_of_a_socket():
-    settings = SessionSettings(url="redis+socket:///run/redis.sock?virtual_host=3")
-    assert settings.redis_url == "unix:///run/redis.sock?db=3"
+    address = parse_address("redis+socket:///run/redis.sock?virtual_host=3")
+    assert address.url == "unix:///run/redis.sock?db=3"
 
 
 def test_the_command_line_has_the_defaults_of_the_classes(tmp_path):
@@ -97,6 +98,7 @@ def test_every_flag_is_read(tmp_path):
         "--listen": ["--listen", "127.0.0.1:7"],
         "--metrics": ["--metrics", "127.0.0.1:7"],
         "--sessions": ["--sessions", "redis://h:1/0"],
+        "--session-timeout": ["--session-timeout", "0.5"],
         "--label": ["--label", "canary"],
         "--canary-label": ["--canary-label", ""],
         "--tls-cert": ["--tls-cert", str(pem), "--tls-key", str(pem)],
