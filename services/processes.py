@@ -80,9 +80,7 @@ class _Child:
             self.ready_file.unlink(missing_ok=True)
             if time.monotonic() - started > _HEALTHY_SECONDS:
                 wait = _FIRST_WAIT
-            log(
-                _LOGGER, logging.WARNING, "ended", process=self.name, code=code, again_seconds=wait
-            )
+            log(_LOGGER, logging.WARNING, "ended", process=self.name, code=code, again_seconds=wait)
             await asyncio.sleep(wait)
             wait = min(2 * wait, _LONGEST_WAIT)
 

@@ -56,7 +56,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                 encoding=choose_encoding(request.accepted_encodings),
                 allowance=Allowance(budget.max_artefact_bytes, budget.max_flops),
                 held_etag=request.held_candidates_etag,
-                timeout=time_left(context),
+                timeout=time_left(),
             )
         )
         return _network_message(reply)
