@@ -26,18 +26,12 @@ def serve(context: typer.Context) -> None:
 
     All options are those of the services themselves: `forward-ofa serve --help` lists them.
     """
-    import asyncio
-
-    from services.__main__ import make_parser, read_settings
-    from services.runtime.logs import configure
-    from services.wiring import serve as run
+    from services.__main__ import make_parser, run
 
     if {"--help", "-h"} & set(context.args):
         _print_help(make_parser(find_registry=True))
         return
-    settings, level = read_settings(context.args, _announced_registry)
-    configure(level)
-    asyncio.run(run(settings))
+    run(context.args, _announced_registry)
 
 
 def _print_help(parser: argparse.ArgumentParser) -> None:
