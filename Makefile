@@ -71,7 +71,7 @@ format: $(DEV) ## let ruff and buf repair what they can
 
 .PHONY: requirements
 requirements: $(DEV) ## pin anew what requirements/*.in leave open
-	for name in runtime s3 dev; do \
+	for name in runtime s3 tracing dev; do \
 	  $(BIN)/uv pip compile --quiet --no-annotate --no-header --torch-backend=cpu \
 	    "requirements/$$name.in" | sed 's/+cpu$$//' > "requirements/$$name.tmp"; \
 	  mv "requirements/$$name.tmp" "requirements/$$name.txt"; \

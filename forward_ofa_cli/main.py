@@ -10,7 +10,17 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from forward_ofa_cli import cost, demo, device, evaluate, publish, serve, train, versions
+from forward_ofa_cli import (
+    cost,
+    demo,
+    device,
+    evaluate,
+    publish,
+    serve,
+    token,
+    train,
+    versions,
+)
 from forward_ofa_cli.errors import MEANING, Exit, explain
 
 _CODES = "  \n".join(f"{code:d}  {text}" for code, text in MEANING.items())
@@ -51,7 +61,7 @@ app = typer.Typer(
 forward pass of the cloud and with no training on the phone.
 
 In the order in which one uses them: **demo** shows everything; **train**, **evaluate**,
-**publish**, **versions**, **serve**, **device**; **cost** is the accounting.
+**publish**, **versions**, **serve**, **token**, **device**; **cost** is the accounting.
 
 **Exit codes**
 
@@ -82,6 +92,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("publish")(publish.publish)
 app.add_typer(versions.app, name="versions")
 app.command("serve", context_settings=_PASS_ON)(serve.serve)
+app.command("token")(token.token)
 app.command("device", context_settings=_PASS_ON)(device.device)
 app.command("cost")(cost.cost)
 

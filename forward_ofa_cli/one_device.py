@@ -14,7 +14,7 @@ from typing import Any
 from forward_ofa_cli.console import console, size
 from forward_ofa_cli.errors import Exit, unreachable
 from forward_ofa_device import Budget, CloudError, Connection, Device, DeviceError
-from forward_ofa_device.cloud import UNREACHABLE
+from forward_ofa_device.cloud import UNREACHABLE, token_file
 
 _EXAMPLE = """example:
   forward-ofa device one --controller 127.0.0.1:50051 --history 50,181,258 --max-flops 400000
@@ -53,6 +53,9 @@ def live(options: argparse.Namespace) -> dict[str, Any]:
             options.controller,
             root_certificates=options.root_certificates,
             allow_insecure=options.allow_insecure,
+            token=token_file(options.token_file) if options.token_file else None,
+            certificate=options.certificate,
+            key=options.key,
         )
         budget = Budget(options.max_bytes, options.max_flops)
         device = stack.enter_context(Device(state, connection, budget=budget))
@@ -100,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-bytes", type=int, help="budget: bytes of a network")
     add("--max-flops", type=int, help="budget: FLOPs of a network, everything counted")
     add("--root-certificates", type=Path, help="PEM file of the authorities to trust")
+    add("--token-file", type=Path, help="file with the device's token; read again for each call")
+    add("--certificate", type=Path, help="PEM file: shown to a cloud that asks for one")
+    add("--key", type=Path, help="PEM file: the private key of --certificate")
     add("--allow-insecure", action="store_true", help="plain text off loopback too")
     add("--json", action="store_true", help="as JSON")
     return parser

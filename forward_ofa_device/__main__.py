@@ -11,7 +11,7 @@ from typing import Any
 
 from forward_ofa_device import population as crowd
 from forward_ofa_device.artefact import ENCODINGS
-from forward_ofa_device.cloud import Connection
+from forward_ofa_device.cloud import Connection, token_file
 from forward_ofa_device.errors import DeviceError
 from forward_ofa_device.policy import Budget, RefreshPolicy
 
@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--patience", type=float, default=60.0, help="seconds to wait for a first network (60)")
     add("--timeout", type=float, default=5.0, help="seconds for one request (5)")
     add("--root-certificates", type=Path, help="PEM file of the authorities to trust")
+    add("--token-file", type=Path, help="file with the device's token; read again for each call")
+    add("--certificate", type=Path, help="PEM file: shown to a cloud that asks for one")
+    add("--key", type=Path, help="PEM file: the private key of --certificate")
     add("--allow-insecure", action="store_true", help="plain text off loopback too")
     add("--json", action="store_true", help="the summary as JSON on stdout")
     return parser
@@ -86,6 +89,9 @@ def _population(options: argparse.Namespace) -> crowd.Population:
             options.controller,
             root_certificates=options.root_certificates,
             allow_insecure=options.allow_insecure,
+            token=token_file(options.token_file) if options.token_file else None,
+            certificate=options.certificate,
+            key=options.key,
             timeout=options.timeout,
         ),
         state=options.state,

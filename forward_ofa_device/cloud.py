@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from forward_ofa_api.types.v1 import types_pb2 as types
 from forward_ofa_device.errors import CloudError
 
 UNREACHABLE = "UNREACHABLE"
+NO_TOKEN = "NO_TOKEN"
 DETAILS_KEY = "grpc-status-details-bin"
 # CANCELLED comes from a server that is flooded or ends, or from our own `close`.
 _AWAY = (
@@ -34,6 +35,10 @@ class Connection:
     `root_certificates` is given: a PEM file of the authorities to trust; None: the well-known
     ones. allow_insecure: plain text off loopback too; the interest that devices send is
     personal data, so only for a network that is itself private.
+    token: what the cloud's operator gave this device to show who it is, or a function that
+    returns the present one (asked before each call, so that it may be rotated). It is never sent
+    in plain text to another machine, unless allow_insecure says that this is meant.
+    certificate, key: PEM files, both or none: shown to a cloud that asks for a certificate.
     timeout: seconds for one RequestNetwork; bundle_timeout: for one stretch of a download,
     which resumes where it stopped. max_message_bytes: the largest
     reply that is accepted.
@@ -45,6 +50,9 @@ class Connection:
     timeout: float = 5.0
     bundle_timeout: float = 60.0
     max_message_bytes: int = 32 * 1024 * 1024
+    token: str | Callable[[], str] | None = field(default=None, repr=False)
+    certificate: Path | None = None
+    key: Path | None = None
 
     def __post_init__(self) -> None:
         host, _, port = self.controller.rpartition(":")
@@ -55,6 +63,12 @@ class Connection:
             )
         if self.timeout <= 0 or self.bundle_timeout <= 0 or self.max_message_bytes <= 0:
             raise ValueError("timeouts and max_message_bytes must be positive")
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: give both or none")
+        if self.certificate is not None and not self.secure:
+            raise ValueError("a certificate needs TLS: give root_certificates")
+        if isinstance(self.token, str):
+            _check_token(self.token)
 
     @property
     def secure(self) -> bool:
@@ -87,8 +101,9 @@ class Cloud:
         self._channel.close()
 
     def request_network(self, request: pb.RequestNetworkRequest) -> pb.RequestNetworkResponse:
+        timeout = self._connection.timeout
         try:
-            return self._stub.RequestNetwork(request, timeout=self._connection.timeout)
+            return self._stub.RequestNetwork(request, timeout=timeout, metadata=self._metadata())
         except (grpc.RpcError, ValueError) as error:
             _raise(error)
 
@@ -97,10 +112,48 @@ class Cloud:
     ) -> Iterator[pb.GetDeviceBundleResponse]:
         """The chunks of one part, from `request.offset` on."""
         try:
-            call = self._stub.GetDeviceBundle(request, timeout=self._connection.bundle_timeout)
-            yield from call
+            timeout = self._connection.bundle_timeout
+            yield from self._stub.GetDeviceBundle(
+                request, timeout=timeout, metadata=self._metadata()
+            )
         except (grpc.RpcError, ValueError) as error:
             _raise(error)
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        token = self._connection.token
+        if callable(token):
+            token = _present(token)
+        return () if token is None else (("authorization", f"Bearer {token}"),)
+
+
+def token_file(path: Path) -> Callable[[], str]:
+    """For `Connection.token`: the token in a file, read before each call, so that whoever renews
+    it only has to replace the file."""
+
+    def read() -> str:
+        return path.read_text().strip()
+
+    return read
+
+
+def _present(source: Callable[[], str]) -> str:
+    """What an app's function returns; whatever it raises is no failure of the cloud's."""
+    try:
+        token = source()
+        _check_token(token)
+    except Exception as error:
+        raise CloudError(
+            "the token could not be had",
+            reason=NO_TOKEN,
+            action="repair what Connection.token calls; its own error is the cause",
+        ) from error
+    return token
+
+
+def _check_token(token: object) -> None:
+    """Raises ValueError for what cannot be sent, without showing it."""
+    if not isinstance(token, str) or not token or not all("!" <= sign <= "~" for sign in token):
+        raise ValueError("the token must be visible ASCII without spaces (a trailing newline?)")
 
 
 def _open_channel(connection: Connection) -> grpc.Channel:
@@ -115,14 +168,19 @@ def _open_channel(connection: Connection) -> grpc.Channel:
     ]
     if not connection.secure:
         return grpc.insecure_channel(connection.controller, options=options)
-    roots = None
-    if connection.root_certificates is not None:
-        try:
-            roots = connection.root_certificates.read_bytes()
-        except OSError as error:
-            raise ValueError(f"cannot read root_certificates: {error}") from error
-    credentials = grpc.ssl_channel_credentials(root_certificates=roots)
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=_read(connection.root_certificates, "root_certificates"),
+        private_key=_read(connection.key, "key"),
+        certificate_chain=_read(connection.certificate, "certificate"),
+    )
     return grpc.secure_channel(connection.controller, credentials, options=options)
+
+
+def _read(path: Path | None, name: str) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {name}: {error}") from error
 
 
 def _raise(error: grpc.RpcError | ValueError) -> NoReturn:

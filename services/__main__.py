@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +14,11 @@ from services.controller.settings import ControllerSettings
 from services.mapper.settings import MapperSettings
 from services.registry.location import place
 from services.registry.settings import CacheSettings
+from services.runtime.access import AccessSettings
+from services.runtime.admission import AdmissionSettings
 from services.runtime.logs import configure
 from services.runtime.settings import ChannelSettings, ServerSettings, SettingsError
+from services.runtime.tracing import TracingSettings
 from services.sessions.settings import SessionSettings
 from services.settings import ServeSettings, parse_targets
 from services.versions import VersionSettings
@@ -50,9 +54,12 @@ def make_parser(*, find_registry: bool = False) -> argparse.ArgumentParser:
     add("--registry-cache-bytes", type=int, default=cache.limit_bytes, help="of it at most")
     add("--target", default="all", help="all, or a comma list of controller, assembler, mapper")
     add("--listen", default=server.listen, help="HOST:PORT for gRPC; port 0 takes a free one")
-    add("--mapper", help="HOST:PORT of a mapper elsewhere, for --target assembler")
-    add("--assembler", help="HOST:PORT of an assembler elsewhere, for --target controller")
-    add("--metrics", default="127.0.0.1:0", help="HOST:PORT for /metrics over HTTP")
+    add("--mapper", help="HOST:PORT of a mapper elsewhere, or a comma list")
+    add(
+        "--assembler",
+        help="HOST:PORT of an assembler elsewhere, or a comma list",
+    )
+    add("--metrics", default="127.0.0.1:0", help="HOST:PORT for /metrics, /livez, /readyz (HTTP)")
     add("--ready-file", type=Path, help="written as JSON once requests are answered")
     add("--sessions", default=sessions.url, help="memory://, or Redis: see docs/sessions.md")
     add("--session-ttl", type=float, default=sessions.ttl_seconds, help="seconds")
@@ -90,6 +97,7 @@ def make_parser(*, find_registry: bool = False) -> argparse.ArgumentParser:
         help="that the assembler waits for the mapper at most",
     )
     _add_network(parser, server)
+    _add_operations(parser)
     return parser
 
 
@@ -97,12 +105,41 @@ def _add_network(parser: argparse.ArgumentParser, server: ServerSettings) -> Non
     add = parser.add_argument
     add("--tls-cert", type=Path, help="PEM certificate chain; with --tls-key: TLS")
     add("--tls-key", type=Path, help="PEM private key")
+    add("--tls-client-ca", type=Path, help="PEM authorities: callers must show a certificate")
+    add("--tls-client-names", default="", help="comma list: whom that certificate must be for")
     add("--upstream-ca", type=Path, help="PEM authority of the services behind: TLS to them")
+    add("--upstream-cert", type=Path, help="PEM certificate that the services behind are shown")
+    add("--upstream-key", type=Path, help="PEM private key of --upstream-cert")
     add("--allow-insecure", action="store_true", help="no TLS off loopback; ends elsewhere")
+    add("--expose-internal", action="store_true", help="offer mapper and assembler to others too")
+    add("--no-reflection", action="store_true", help="callers cannot learn the API by asking")
     add("--max-request-bytes", type=int, default=server.max_request_bytes, help="a message")
     add("--max-concurrent", type=int, default=server.max_concurrent_requests, help="calls")
+    add("--drain-delay", type=float, default=server.drain_delay, help="not ready, still serving")
     add("--drain-seconds", type=float, default=server.drain_seconds, help="on SIGTERM")
     add("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="least")
+
+
+def _add_operations(parser: argparse.ArgumentParser) -> None:
+    add, limits, access = parser.add_argument, AdmissionSettings(), AccessSettings()
+    tracing = TracingSettings()
+    add("--target-ms", type=float, default=limits.target_ms, help="above, fewer calls at once; 0")
+    add("--min-concurrent", type=int, default=limits.min_concurrent, help="calls, never fewer")
+    add("--max-downloads", type=int, default=limits.max_downloads, help="bundles at once")
+    add("--download-rate", type=float, default=limits.download_rate, help="bytes/s of all; 0")
+    add("--stream-rate", type=float, default=limits.stream_rate, help="bytes/s of a download; 0")
+    add("--max-seconds", type=float, default=limits.max_seconds, help="of a call")
+    add("--max-download-seconds", type=float, default=limits.max_download_seconds, help="of a part")
+    add("--tokens", type=Path, help="devices' API tokens, see `forward-ofa token`")
+    add("--jwt-keys", type=Path, help="PEM public key or JWKS: devices' tokens may be JWTs")
+    add("--jwt-secret", type=Path, help="file with the secret of HS256, in place of --jwt-keys")
+    add("--jwt-issuer", default=access.jwt_issuer, help="what iss must be")
+    add("--jwt-audience", default=access.jwt_audience, help="what aud must be")
+    add("--jwt-scope", default=access.jwt_scope, help="a word that scope must contain")
+    add("--device-rate", type=float, default=access.device_rate, help="calls/s of a device; 0")
+    add("--device-burst", type=int, default=access.device_burst, help="calls after a pause")
+    add("--otlp-endpoint", help="URL of an OTLP/gRPC collector ($OTEL_EXPORTER_OTLP_ENDPOINT)")
+    add("--trace-ratio", type=float, default=tracing.ratio, help="of requests that are traced")
 
 
 def read_settings(
@@ -121,16 +158,12 @@ def read_settings(
         metrics=a.metrics,
         ready_file=a.ready_file,
         registry_cache=CacheSettings(a.registry_cache, a.registry_cache_bytes),
-        server=ServerSettings(
-            a.listen,
-            a.tls_cert,
-            a.tls_key,
-            a.allow_insecure,
-            a.max_request_bytes,
-            a.max_concurrent,
-            a.drain_seconds,
+        expose_internal=a.expose_internal,
+        server=_read_server(a),
+        tracing=TracingSettings(
+            a.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None, a.trace_ratio
         ),
-        channels=ChannelSettings(a.upstream_ca, a.allow_insecure),
+        channels=ChannelSettings(a.upstream_ca, a.allow_insecure, a.upstream_cert, a.upstream_key),
         versions=VersionSettings(
             a.label, a.poll_seconds, a.keep_versions, a.canary_label, a.version_idle_seconds
         ),
@@ -144,6 +177,41 @@ def read_settings(
         ),
     )
     return settings, a.log_level
+
+
+def _read_server(a: argparse.Namespace) -> ServerSettings:
+    return ServerSettings(
+        listen=a.listen,
+        tls_cert=a.tls_cert,
+        tls_key=a.tls_key,
+        allow_insecure=a.allow_insecure,
+        max_request_bytes=a.max_request_bytes,
+        max_concurrent_requests=a.max_concurrent,
+        drain_seconds=a.drain_seconds,
+        tls_client_ca=a.tls_client_ca,
+        tls_client_names=tuple(filter(None, map(str.strip, a.tls_client_names.split(",")))),
+        drain_delay=a.drain_delay,
+        reflection=not a.no_reflection,
+        admission=AdmissionSettings(
+            target_ms=a.target_ms,
+            min_concurrent=a.min_concurrent,
+            max_downloads=a.max_downloads,
+            download_rate=a.download_rate,
+            stream_rate=a.stream_rate,
+            max_seconds=a.max_seconds,
+            max_download_seconds=a.max_download_seconds,
+        ),
+        access=AccessSettings(
+            tokens=a.tokens,
+            jwt_keys=a.jwt_keys,
+            jwt_secret=a.jwt_secret,
+            jwt_issuer=a.jwt_issuer,
+            jwt_audience=a.jwt_audience,
+            jwt_scope=a.jwt_scope,
+            device_rate=a.device_rate,
+            device_burst=a.device_burst,
+        ),
+    )
 
 
 def main() -> int:

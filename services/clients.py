@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,10 +15,11 @@ from forward_ofa_api.mapper.v1 import mapper_pb2
 from forward_ofa_api.types.v1 import types_pb2
 from services.errors import Fault, Reason
 from services.ports import AssembledNetwork, GeneratedBlocks, GenerationRequest, NetworkCost
-from services.runtime.logs import request_id
+from services.runtime.context import request_id, seconds_left, traceparent
 from services.wire import (
     REQUEST_ID_KEY,
     STATUS_DETAILS_KEY,
+    TRACEPARENT_KEY,
     encoding_number,
     fault_from_details,
     split_artefact,
@@ -26,6 +28,9 @@ from services.wire import (
 
 T = TypeVar("T")
 _Method = grpc.aio.UnaryUnaryMultiCallable[Any, bytes]
+
+# For the way back: each hop asks the next one to be done a little before its own caller gives up.
+_MARGIN_SECONDS = 0.005
 
 # What a status without our details means: it comes from gRPC or something between.
 _BARE = {
@@ -95,13 +100,22 @@ def _method(file: Any, service: str, method: str) -> str:
 async def _call(method: Any, message: Any, timeout: float | None, read: Callable[[bytes], T]) -> T:
     """The reply as `read` takes it: gRPC itself hands the bytes over as they came."""
     started = time.monotonic()
-    metadata = ((REQUEST_ID_KEY, current),) if (current := request_id.get()) else None
+    left = min(seconds_left(_MARGIN_SECONDS), timeout or math.inf)
+    if left <= 0:
+        raise Fault(Reason.DEADLINE, detail="no time left for the next hop")
+    timeout = None if math.isinf(left) else left
     try:
-        return read(await method(message, timeout=timeout, metadata=metadata))
+        return read(await method(message, timeout=timeout, metadata=_metadata()))
     except DecodeError as error:
         raise Fault(Reason.INTERNAL, detail=f"a reply that is not the API's: {error}") from error
     except grpc.aio.AioRpcError as error:
         raise _fault(error, timeout, time.monotonic() - started) from error
+
+
+def _metadata() -> tuple[tuple[str, str], ...]:
+    """What travels with a request from hop to hop."""
+    pairs = ((REQUEST_ID_KEY, request_id.get()), (TRACEPARENT_KEY, traceparent.get()))
+    return tuple(pair for pair in pairs if pair[1])
 
 
 def _fault(error: grpc.aio.AioRpcError, timeout: float | None, seconds: float) -> Fault:

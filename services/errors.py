@@ -36,6 +36,11 @@ class Reason(StrEnum):
     BAD_OFFSET = "BAD_OFFSET"
     TOO_LARGE = "TOO_LARGE"
     OVERLOADED = "OVERLOADED"
+    RATE_LIMITED = "RATE_LIMITED"
+    NO_TOKEN = "NO_TOKEN"
+    BAD_TOKEN = "BAD_TOKEN"
+    EXPIRED_TOKEN = "EXPIRED_TOKEN"
+    NOT_ALLOWED = "NOT_ALLOWED"
     UPSTREAM_UNAVAILABLE = "UPSTREAM_UNAVAILABLE"
     DEADLINE = "DEADLINE"
     CORRUPT_VERSION = "CORRUPT_VERSION"
@@ -139,6 +144,32 @@ CATALOGUE: Mapping[Reason, Entry] = {
         "the service is full",
         "Keep the present network and ask again within the retry window.",
         (500, 3_000),
+    ),
+    Reason.RATE_LIMITED: Entry(
+        "RESOURCE_EXHAUSTED",
+        "this device asks more often than it may",
+        "Keep the present network and ask again within the retry window.",
+        (1_000, 2_000),
+    ),
+    Reason.NO_TOKEN: Entry(
+        "UNAUTHENTICATED",
+        "the call carries no token",
+        "Send the metadata `authorization: Bearer TOKEN` with each call.",
+    ),
+    Reason.BAD_TOKEN: Entry(
+        "UNAUTHENTICATED",
+        "the token is not accepted",
+        "Get a token from the operator of this service; a revoked one does not come back.",
+    ),
+    Reason.EXPIRED_TOKEN: Entry(
+        "UNAUTHENTICATED",
+        "the token has expired",
+        "Fetch a new token from whoever issued this one, then ask again.",
+    ),
+    Reason.NOT_ALLOWED: Entry(
+        "PERMISSION_DENIED",
+        "the caller is known, but may not make this call",
+        "Ask the operator for the scope or the certificate name that this service wants.",
     ),
     Reason.UPSTREAM_UNAVAILABLE: Entry(
         "UNAVAILABLE",

@@ -18,6 +18,7 @@ from services.runtime.settings import (
     SettingsError,
     split_address,
 )
+from services.runtime.tracing import TracingSettings
 from services.sessions.settings import SessionSettings
 from services.versions import VersionSettings
 
@@ -50,7 +51,9 @@ class ServeSettings:
     ready_file: written, whole, once requests are answered: JSON with pid, address, targets
         (target -> address), metrics and version; removed at the end.
     registry_cache: copies of versions, where the registry is a URL.
-    server, channels, versions, sessions, mapping, assembling, controlling: see there.
+    expose_internal: offer the calls of a mapper or assembler on the port even if the component
+        that calls them runs in this process too.
+    server, tracing, channels, versions, sessions, mapping, assembling, controlling: see there.
     """
 
     registry: Path | str
@@ -60,7 +63,9 @@ class ServeSettings:
     metrics: str = "127.0.0.1:0"
     ready_file: Path | None = None
     registry_cache: CacheSettings = field(default_factory=CacheSettings)
+    expose_internal: bool = False
     server: ServerSettings = field(default_factory=ServerSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
     channels: ChannelSettings = field(default_factory=ChannelSettings)
     versions: VersionSettings = field(default_factory=VersionSettings)
     sessions: SessionSettings = field(default_factory=SessionSettings)
@@ -82,6 +87,25 @@ class ServeSettings:
         split_address(self.metrics, "metrics")
         self._check_upstream("mapper", self.mapper, needed_by="assembler")
         self._check_upstream("assembler", self.assembler, needed_by="controller")
+
+        self._check_access()
+
+    def offers(self, target: Target) -> bool:
+        """Whether callers from outside reach a target that runs here."""
+        in_front: dict[Target, Target] = {"mapper": "assembler", "assembler": "controller"}
+        return self.expose_internal or in_front.get(target) not in self.targets
+
+    def _check_access(self) -> None:
+        # A process without the controller reads neither tokens nor rates: it has no devices.
+        access, server = self.server.access, self.server
+        if "controller" not in self.targets:
+            return
+        internal = any(self.offers(target) for target in self.targets if target != "controller")
+        if access.asks and internal and server.tls_client_ca is None:
+            raise SettingsError(
+                "this port offers internal calls too, which ask for no token: leave out "
+                "--expose-internal, or ask for certificates with --tls-client-ca"
+            )
 
     def _check_upstream(self, name: Target, address: str | None, needed_by: Target) -> None:
         used = needed_by in self.targets and name not in self.targets

@@ -3,8 +3,8 @@ clients convert alike."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import grpc
 from google.protobuf import any_pb2
@@ -15,11 +15,12 @@ from forward_ofa_api.mapper.v1 import mapper_pb2
 from forward_ofa_api.types.v1 import types_pb2
 from services.errors import Fault, Reason
 from services.ports import Buffer, Encoding, NetworkCost
+from services.runtime.context import seconds_left
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 REQUEST_ID_KEY = "x-request-id"
 MAX_ENCODINGS = 16
-_NO_DEADLINE_SECONDS = 24 * 3600.0
+TRACEPARENT_KEY = "traceparent"
 _PAYLOAD = mapper_pb2.GenerateBlocksResponse.PAYLOAD_FIELD_NUMBER
 _ARTEFACT = assembler_pb2.AssembleNetworkResponse.ARTEFACT_FIELD_NUMBER
 _ARTEFACT_DATA = types_pb2.Artefact.DATA_FIELD_NUMBER
@@ -36,10 +37,10 @@ _NUMBERS: dict[Encoding, types_pb2.Encoding.ValueType] = {
 }
 
 
-def time_left(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:
-    """Seconds until the caller's deadline; None if it has none."""
-    left: float | None = context.time_remaining()
-    return None if left is None or left > _NO_DEADLINE_SECONDS else left
+def time_left() -> float | None:
+    """Seconds until the answer to the current request is useless; None outside of one."""
+    left = seconds_left()
+    return None if math.isinf(left) else left
 
 
 def encoding_name(number: int) -> Encoding:

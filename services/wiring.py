@@ -29,10 +29,12 @@ from services.registry.contract import PublishedVersion, RegistryError
 from services.registry.location import open_registry
 from services.runtime.channels import open_channel
 from services.runtime.files import write_atomically
+from services.runtime.http import HttpEndpoint
 from services.runtime.logs import log
-from services.runtime.metrics import Metrics, MetricsServer
+from services.runtime.metrics import Metrics
 from services.runtime.server import Server
 from services.runtime.settings import SettingsError
+from services.runtime.tracing import TracedAssembler, TracedMapper, Tracing
 from services.sessions.memory import MemorySessions
 from services.settings import ServeSettings, Target
 from services.versions import Versions
@@ -69,7 +71,7 @@ class Running:
         is for ever: put a timeout around it if that is not meant."""
         while not all(versions.ready() for versions in self._versions.values()):
             await asyncio.sleep(0.05)
-        await self._server.refresh_health()
+        self._server.health.refresh()
 
     def describe(self) -> dict[str, Any]:
         """What the ready file says."""
@@ -94,11 +96,12 @@ async def start(settings: ServeSettings) -> Running:
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics()
-        endpoint = MetricsServer(metrics, settings.metrics)
+        endpoint = HttpEndpoint(metrics, settings.metrics)
         stack.callback(endpoint.stop)
-        parts = _Components(settings, metrics, stack)
+        tracing = _tracing(settings, stack)
+        parts = _Components(settings, metrics, stack, traced=tracing is not None)
         parts.build()
-        server = Server(settings.server, metrics, parts.health)
+        server = Server(settings.server, metrics, parts.health, parts.offered, tracing)
         for register in parts.registrations:
             register(server.grpc)
         # Pushed last, so that calls end before anything that they use is closed.
@@ -106,9 +109,19 @@ async def start(settings: ServeSettings) -> Running:
         await server.start()
         for versions in parts.versions.values():
             await versions.start()
-        await server.refresh_health()
+        server.health.refresh()
+        endpoint.probe(alive=lambda: server.health.alive, ready=lambda: server.health.ready)
         return Running(settings, server, endpoint.address, parts.versions, stack.pop_all())
     raise AssertionError("unreachable: the stack swallows no exception")
+
+
+def _tracing(settings: ServeSettings, stack: AsyncExitStack) -> Tracing | None:
+    if settings.tracing.endpoint is None:
+        return None
+    name = "forward-ofa" if len(settings.targets) > 1 else f"forward-ofa-{settings.targets[0]}"
+    tracing = Tracing(settings.tracing, name)
+    stack.push_async_callback(asyncio.to_thread, tracing.stop)
+    return tracing
 
 
 async def serve(settings: ServeSettings) -> None:
@@ -156,8 +169,11 @@ async def _announce(running: Running, ready_file: Path | None) -> None:
 class _Components:
     """Builds what the targets need; each from the one behind it."""
 
-    def __init__(self, settings: ServeSettings, metrics: Metrics, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, settings: ServeSettings, metrics: Metrics, stack: AsyncExitStack, *, traced: bool
+    ) -> None:
         self._settings, self._metrics, self._stack = settings, metrics, stack
+        self._traced = traced
         try:
             self._registry = open_registry(settings.registry, settings.registry_cache)
         except RegistryError as error:
@@ -165,6 +181,7 @@ class _Components:
         self.versions: dict[Target, Versions[Any]] = {}
         self.registrations: list[_Register] = []
         self.health: dict[str, Callable[[], bool]] = {}
+        self.offered: list[str] = []
 
     def build(self) -> None:
         targets = self._settings.targets
@@ -174,10 +191,14 @@ class _Components:
             mapper = self._mapper()
         elif self._settings.mapper is not None:
             mapper = RemoteMapper(self._channel(self._settings.mapper))
+        if mapper is not None and self._traced:
+            mapper = TracedMapper(mapper)
         if "assembler" in targets and mapper is not None:
             assembler = self._assembler(mapper)
         elif self._settings.assembler is not None:
             assembler = RemoteAssembler(self._channel(self._settings.assembler))
+        if assembler is not None and self._traced:
+            assembler = TracedAssembler(assembler)
         if "controller" in targets and assembler is not None:
             self._controller(assembler)
 
@@ -195,7 +216,9 @@ class _Components:
         mapper = LocalMapper(versions, settings, self._metrics)
         self._stack.callback(mapper.close)
         servicer = MapperServicer(mapper)
-        self._add(SERVICE, versions, lambda s: add_MapperServiceServicer_to_server(servicer, s))
+        self._add(
+            "mapper", SERVICE, versions, lambda s: add_MapperServiceServicer_to_server(servicer, s)
+        )
         return mapper
 
     def _assembler(self, mapper: Mapper) -> Assembler:
@@ -208,7 +231,12 @@ class _Components:
         versions = self._hold("assembler", Blueprint.load)
         assembler = LocalAssembler(versions, mapper, self._settings.assembling)
         servicer = AssemblerServicer(assembler)
-        self._add(SERVICE, versions, lambda s: add_AssemblerServiceServicer_to_server(servicer, s))
+        self._add(
+            "assembler",
+            SERVICE,
+            versions,
+            lambda s: add_AssemblerServiceServicer_to_server(servicer, s),
+        )
         return assembler
 
     def _controller(self, assembler: Assembler) -> None:
@@ -230,7 +258,12 @@ class _Components:
             versions, assembler, finder, self._settings.controlling, self._metrics
         )
         servicer = ControllerServicer(controller)
-        self._add(SERVICE, versions, lambda s: add_ControllerServiceServicer_to_server(servicer, s))
+        self._add(
+            "controller",
+            SERVICE,
+            versions,
+            lambda s: add_ControllerServiceServicer_to_server(servicer, s),
+        )
 
     def _sessions(self) -> SessionStore:
         settings = self._settings.sessions
@@ -276,10 +309,16 @@ class _Components:
         return versions
 
     def _channel(self, address: str) -> grpc.aio.Channel:
-        channel = open_channel(address, self._settings.channels)
+        channel = open_channel(address, self._settings.channels, self._metrics)
         self._stack.push_async_callback(channel.close)
         return channel
 
-    def _add(self, service: str, versions: Versions[Any], register: _Register) -> None:
+    def _add(
+        self, target: Target, service: str, versions: Versions[Any], register: _Register
+    ) -> None:
         self.health[service] = versions.ready
-        self.registrations.append(register)
+        # What is called in this process is not for callers from outside, who could go round
+        # the checks of the component in front.
+        if self._settings.offers(target):
+            self.offered.append(service)
+            self.registrations.append(register)

@@ -31,7 +31,7 @@ class AssemblerServicer(assembler_pb2_grpc.AssemblerServiceServicer):
                 path=request.path.bits,
                 interest=request.interest.values,
                 encoding=encoding_name(request.encoding),
-                timeout=time_left(context),
+                timeout=time_left(),
             )
         )
         rest = assembler_pb2.AssembleNetworkResponse(cost=cost_message(network.cost))

@@ -26,6 +26,7 @@ from services.ports import (
     GenerationRequest,
 )
 from services.runtime.metrics import Metrics
+from services.runtime.tracing import stage
 from services.versions import Versions
 
 
@@ -105,7 +106,8 @@ class Controller:
         assembling = asyncio.create_task(self._assemble(request))
         retrieving = time.perf_counter()
         try:
-            candidates = await self._finder.find(served, interest, request.order)
+            with stage("retrieve"):
+                candidates = await self._finder.find(served, interest, request.order)
             retrieve_us = _us_since(retrieving)
             network, assemble_us = await assembling
         finally:
@@ -202,8 +204,8 @@ class Controller:
             "retrieve": reply.retrieve_us,
             "total": reply.total_us,
         }
-        for stage, microseconds in stages.items():
-            metrics.stage_seconds.labels(stage).observe(microseconds / 1e6)
+        for name, microseconds in stages.items():
+            metrics.stage_seconds.labels(name).observe(microseconds / 1e6)
 
 
 def _us_since(moment: float) -> int:

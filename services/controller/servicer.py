@@ -57,7 +57,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                 allowance=Allowance(budget.max_artefact_bytes, budget.max_flops),
                 held_etag=request.held_candidates_etag,
                 accept_partial=request.accept_partial_candidates,
-                timeout=time_left(context),
+                timeout=time_left(),
             )
         )
         return _network_message(reply)

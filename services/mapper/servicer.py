@@ -30,7 +30,7 @@ class MapperServicer(mapper_pb2_grpc.MapperServiceServicer):
                 path=request.path.bits,
                 interest=request.interest.values,
                 encoding=encoding_name(request.encoding),
-                timeout=time_left(context),
+                timeout=time_left(),
             )
         )
         return mapper_pb2.GenerateBlocksResponse(

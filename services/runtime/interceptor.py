@@ -1,4 +1,4 @@
-"""Around every call: admission, errors, metrics, request id."""
+"""Around every call: who may, how many at once, how long; errors, metrics, ids, spans."""
 
 from __future__ import annotations
 
@@ -12,155 +12,249 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
-from services.errors import Fault, Reason
-from services.runtime.logs import choose_request_id, log, request_id
+from services.errors import CATALOGUE, Fault, Reason
+from services.runtime.access import Access
+from services.runtime.admission import Admission, Pacer
+from services.runtime.context import (
+    choose_request_id,
+    deadline,
+    request_id,
+    sane_traceparent,
+    traceparent,
+)
+from services.runtime.logs import log
 from services.runtime.metrics import Metrics
-from services.wire import REQUEST_ID_KEY, STATUS_DETAILS_KEY, status_details
+from services.runtime.settings import ServerSettings
+from services.runtime.tracing import Tracing
+from services.wire import REQUEST_ID_KEY, STATUS_DETAILS_KEY, TRACEPARENT_KEY, status_details
 
 _LOGGER = logging.getLogger(__name__)
 _OURS = "/forward_ofa_api."
-_Context = grpc.aio.ServicerContext
+_DEVICES = "/forward_ofa_api.controller."
+_Context = grpc.aio.ServicerContext[Any, Any]
 _OUR_FAULT = {Reason.INTERNAL, Reason.CORRUPT_VERSION}
+_CERTIFICATE_NAMES = ("x509_subject_alternative_name", "x509_common_name")
+# These took as long as a call takes; others end early.
+_WHOLE = {"OK", "DEADLINE_EXCEEDED"}
 
 
 class CallGuard(grpc.aio.ServerInterceptor):
-    """Turns a Fault into its gRPC status with details, and anything else into INTERNAL.
+    """Lets a call in or refuses it, cheapest check first and before its message is parsed.
 
-    Nothing of an unexpected exception reaches the caller but the request id under which
-    the log has it. More than `limit` unary calls at once, or so many streams, are refused
-    with OVERLOADED. Health and reflection pass, but read rubbish as an empty request.
+    Turns a Fault into its gRPC status with details, and anything else into INTERNAL: nothing
+    of an unexpected exception reaches the caller but the request id under which the log has
+    it. Health and reflection pass, but read rubbish as an empty request. A handler may answer
+    with bytes: a message that it has serialised already.
+
+    access: the door for devices' calls. tracing: None makes no spans.
     """
 
-    def __init__(self, metrics: Metrics, limit: int) -> None:
-        self._metrics = metrics
-        self._limit = limit
+    def __init__(
+        self,
+        metrics: Metrics,
+        settings: ServerSettings,
+        access: Access | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self.metrics, self.tracing = metrics, tracing
+        self.access = access
+        self.client_names = frozenset(name.encode() for name in settings.tls_client_names)
+        limits = settings.admission
+        self.unary = Admission(
+            settings.max_concurrent_requests, limits.target_ms, limits.min_concurrent
+        )
         # Apart, so that phones on slow lines fetching bundles never crowd out networks.
-        self._running = {"unary": 0, "stream": 0}
+        self.streams = Admission(limits.max_downloads, resumable=True)
+        self.downloads = Pacer(limits.download_rate)
+        self.limits = limits
+        # Read when scraped: counting costs nothing a call.
+        metrics.in_flight.set_function(lambda: self.unary.running + self.streams.running)
+        metrics.concurrency_limit.set_function(lambda: int(self.unary.limit))
+        self._handlers: dict[str, Any] = {}
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None:
-            return None
-        if not method.startswith(_OURS):
-            empty = _lenient(handler.request_deserializer, b"")
+        path = handler_call_details.method
+        known = self._handlers.get(path)
+        if known is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            known = self._handlers[path] = self._guard(path, handler)
+        return known
+
+    def _guard(self, path: str, handler: Any) -> Any:
+        if not path.startswith(_OURS):
+            empty = _lenient(handler.request_deserializer)
             return handler._replace(request_deserializer=empty)
-        name = method.rpartition("/")[2]
-        coders = (
-            _lenient(handler.request_deserializer),
-            _unless_bytes(handler.response_serializer),
-        )
+        method = _Method(self, path, handler)
+        # Without coders: bytes come in and go out, parsed by us after the call was let in.
         if handler.unary_unary:
-            unary = self._unary(name, handler.unary_unary)
-            return grpc.unary_unary_rpc_method_handler(unary, *coders)
-        stream = self._stream(name, handler.unary_stream)
-        return grpc.unary_stream_rpc_method_handler(stream, *coders)
+            return grpc.unary_unary_rpc_method_handler(_unary(method, handler.unary_unary))
+        return grpc.unary_stream_rpc_method_handler(_stream(method, handler.unary_stream))
 
-    def _unary(self, name: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-        async def guarded(request: Any, context: _Context[Any, Any]) -> Any:
-            call = _Call(self._metrics, name, request, context)
-            try:
-                if request is None:
-                    raise Fault(Reason.MALFORMED_MESSAGE, method=name)
-                self._enter("unary")
-                try:
+
+class _Method:
+    """What all calls of a method share, looked up once."""
+
+    def __init__(self, guard: CallGuard, path: str, handler: Any) -> None:
+        self.guard, self.metrics = guard, guard.metrics
+        self.name = path.rpartition("/")[2]
+        self.span_name = path[1:]
+        self._decode, self._encode = handler.request_deserializer, handler.response_serializer
+        access = guard.access if path.startswith(_DEVICES) else None
+        self.access = None if access is None or access.open else access
+        self.admission = guard.unary if handler.unary_unary else guard.streams
+        limits = guard.limits
+        self.seconds = limits.max_seconds if handler.unary_unary else limits.max_download_seconds
+        self.took = self.metrics.request_seconds.labels(self.name)
+        self.received = self.metrics.message_bytes.labels(self.name, "received")
+        self.sent = self.metrics.message_bytes.labels(self.name, "sent")
+        self._ended: dict[str, Any] = {}
+
+    def decode(self, data: bytes) -> Any:
+        """Raises Fault MALFORMED_MESSAGE; gRPC would answer UNKNOWN with an internal text."""
+        try:
+            return self._decode(data)
+        except DecodeError as error:
+            raise Fault(Reason.MALFORMED_MESSAGE, method=self.name) from error
+
+    def encode(self, answer: Any) -> bytes:
+        """Passes on bytes."""
+        return answer if type(answer) is bytes else self._encode(answer)
+
+    def count(self, code: str) -> None:
+        """One more call that ended so."""
+        counter = self._ended.get(code)
+        if counter is None:
+            counter = self._ended[code] = self.metrics.requests.labels(self.name, code)
+        counter.inc()
+
+
+def _unary(method: _Method, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    async def guarded(data: bytes, context: _Context) -> bytes:
+        call = _Call(method, data, context)
+        try:
+            call.admit()
+            request = method.decode(data)
+            if call.alarm is None:
+                answer = await inner(request, context)
+            else:
+                async with asyncio.timeout(call.alarm):
                     answer = await inner(request, context)
-                finally:
-                    self._leave("unary")
-            except BaseException as error:
-                await call.fail(error)
-            call.end("OK")
-            return answer
+            reply = method.encode(answer)
+        except BaseException as error:
+            await call.fail(error)
+        call.end("OK", len(reply))
+        return reply
 
-        return guarded
-
-    def _stream(
-        self, name: str, inner: Callable[..., AsyncGenerator[Any, None]]
-    ) -> Callable[..., Any]:
-        async def guarded(request: Any, context: _Context[Any, Any]) -> AsyncGenerator[Any, None]:
-            call = _Call(self._metrics, name, request, context)
-            try:
-                if request is None:
-                    raise Fault(Reason.MALFORMED_MESSAGE, method=name)
-                self._enter("stream")
-                try:
-                    async with aclosing(inner(request, context)) as messages:
-                        async for message in messages:
-                            yield message
-                finally:
-                    self._leave("stream")
-            except BaseException as error:
-                await call.fail(error)
-            call.end("OK")
-
-        return guarded
-
-    def _enter(self, kind: str) -> None:
-        self._running[kind] += 1
-        self._metrics.in_flight.inc()
-        if self._running[kind] > self._limit:
-            self._leave(kind)
-            raise Fault(Reason.OVERLOADED, detail=f"{self._limit} calls at once")
-
-    def _leave(self, kind: str) -> None:
-        self._running[kind] -= 1
-        self._metrics.in_flight.dec()
+    return guarded
 
 
-def _unless_bytes(serialise: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """Passes on bytes: a message that the handler has serialised already."""
+def _stream(
+    method: _Method, inner: Callable[..., AsyncGenerator[Any, None]]
+) -> Callable[..., Awaitable[None]]:
+    # A coroutine that writes, and no generator: it notices when a caller stops reading.
+    async def guarded(data: bytes, context: _Context) -> None:
+        call = _Call(method, data, context)
+        pacer, together = Pacer(method.guard.limits.stream_rate), method.guard.downloads
+        sent = 0
+        try:
+            call.admit()
+            request = method.decode(data)
+            async with asyncio.timeout(call.alarm), aclosing(inner(request, context)) as messages:
+                async for message in messages:
+                    chunk = method.encode(message)
+                    await together.pause(len(chunk))
+                    await pacer.pause(len(chunk))
+                    await context.write(chunk)
+                    sent += len(chunk)
+        except BaseException as error:
+            await call.fail(error, sent)
+        call.end("OK", sent)
 
-    def write(answer: Any) -> bytes:
-        return answer if type(answer) is bytes else serialise(answer)
-
-    return write
+    return guarded
 
 
-def _lenient(
-    deserialise: Callable[[bytes], Any], instead: bytes | None = None
-) -> Callable[[bytes], Any]:
-    """Reads `instead` for bytes that are no message, or gives None: gRPC would answer UNKNOWN
-    with an internal text."""
+def _lenient(deserialise: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Reads bytes that are no message as an empty one."""
 
     def read(data: bytes) -> Any:
         try:
             return deserialise(data)
         except DecodeError:
-            return None if instead is None else deserialise(instead)
+            return deserialise(b"")
 
     return read
 
 
 class _Call:
-    """One call: its id, its clock, its end."""
+    """One call: its ids, its clock, its end.
 
-    def __init__(
-        self, metrics: Metrics, name: str, request: Any, context: _Context[Any, Any]
-    ) -> None:
-        self._metrics, self._name, self._context = metrics, name, context
+    alarm: seconds after which we end it ourselves; None: its caller's deadline comes first, and
+    gRPC cancels it then.
+    """
+
+    __slots__ = ("_admitted", "_context", "_id", "_metadata", "_method", "_span", "_started",
+                 "alarm")  # fmt: skip
+
+    def __init__(self, method: _Method, data: bytes, context: _Context) -> None:
+        self._method, self._context = method, context
         self._started = time.perf_counter()
-        self._id = choose_request_id(list(context.invocation_metadata() or ()), REQUEST_ID_KEY)
+        self._admitted = False
+        self.alarm: float | None = None
+        self._metadata = metadata = dict(context.invocation_metadata() or ())
+        self._id = choose_request_id(metadata.get(REQUEST_ID_KEY))
         request_id.set(self._id)
-        if request is not None:
-            metrics.request_bytes.labels(name).observe(request.ByteSize())
+        trace = metadata.get(TRACEPARENT_KEY)
+        parent = "" if trace is None else sane_traceparent(trace)
+        self._span = None
+        if (tracing := method.guard.tracing) is not None:
+            self._span = tracing.begin(method.span_name, parent)
+        elif parent:
+            traceparent.set(parent)
+        method.received.observe(len(data))
 
-    def end(self, code: str) -> None:
-        self._metrics.requests.labels(self._name, code).inc()
+    def admit(self) -> None:
+        """Raises Fault if the caller may not, too many run, or there is no time."""
+        method = self._method
+        if names := method.guard.client_names:
+            _check_certificate(self._context, names)
+        if method.access is not None:
+            method.access.admit(self._metadata, self._context.peer)
+        left = self._context.time_remaining()
+        if left is None or left > method.seconds:
+            left = self.alarm = method.seconds
+        method.admission.check_deadline(left)
+        deadline.set(time.monotonic() + left)
+        method.admission.enter()
+        self._admitted = True
+
+    def end(self, code: str, sent: int = 0, reason: str = "") -> None:
+        """sent: bytes of the answer."""
+        method = self._method
         seconds = time.perf_counter() - self._started
-        self._metrics.request_seconds.labels(self._name).observe(seconds)
+        if self._admitted:
+            self._admitted = False
+            method.admission.leave(seconds, whole=code in _WHOLE)
+        method.count(code)
+        method.took.observe(seconds)
+        if sent:
+            method.sent.observe(sent)
+        if self._span is not None:
+            self._span.end(code, reason)
 
-    async def fail(self, error: BaseException) -> NoReturn:
+    async def fail(self, error: BaseException, sent: int = 0) -> NoReturn:
         """Ends the call with the status of `error`."""
         if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             # The caller has gone or its deadline passed; gRPC has answered already.
-            self.end("CANCELLED")
+            self.end("CANCELLED", sent)
             raise error
         if isinstance(error, Fault):
-            fault = error
+            fault = self._with_window(error)
         elif isinstance(error, TimeoutError):
             fault = Fault(Reason.DEADLINE)
         elif isinstance(error, Exception):
@@ -168,13 +262,27 @@ class _Call:
         else:
             raise error
         self._log(fault, error)
-        self._metrics.rejections.labels(fault.reason).inc()
-        self.end(fault.status)
+        self._method.metrics.rejections.labels(fault.reason).inc()
+        self.end(fault.status, sent, fault.reason)
         trailing = ((STATUS_DETAILS_KEY, status_details(fault)), (REQUEST_ID_KEY, self._id))
         await self._context.abort(grpc.StatusCode[fault.status], fault.text, trailing)
+
+    def _with_window(self, fault: Fault) -> Fault:
+        """A queue that is full knows the load no better than we do."""
+        if fault.reason is Reason.OVERLOADED and fault.retry == CATALOGUE[fault.reason].retry:
+            fault.retry = self._method.admission.window()
+        return fault
 
     def _log(self, fault: Fault, error: BaseException) -> None:
         ours = fault.reason in _OUR_FAULT
         level = logging.ERROR if ours else logging.INFO
         text = str(error) if ours else fault.detail
-        log(_LOGGER, level, "call failed", method=self._name, reason=str(fault.reason), detail=text)
+        name, reason = self._method.name, str(fault.reason)
+        log(_LOGGER, level, "call failed", method=name, reason=reason, detail=text)
+
+
+def _check_certificate(context: _Context, names: frozenset[bytes]) -> None:
+    """Raises Fault NOT_ALLOWED unless the caller's certificate is for one of the names."""
+    shown = context.auth_context()
+    if not any(name in names for key in _CERTIFICATE_NAMES for name in shown.get(key, ())):
+        raise Fault(Reason.NOT_ALLOWED, detail="certificate name")

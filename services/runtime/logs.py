@@ -8,33 +8,21 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-import secrets
 import sys
-from collections.abc import Sequence
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TextIO
 
-request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the request that the current task serves; travels from hop to hop."""
+from services.runtime.context import exemplar, request_id
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FIELDS = "forward_ofa_fields"
 
 
-def choose_request_id(metadata: Sequence[tuple[str, str | bytes]], key: str) -> str:
-    """The caller's id if it sent a sane one, else a new one."""
-    for name, value in metadata:
-        if name == key and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
-            return value
-    return secrets.token_hex(8)
-
-
 def log(logger: logging.Logger, level: int, message: str, **fields: object) -> None:
-    """One line with named fields and the id of the current request."""
+    """One line with named fields and the ids of the current request and its trace."""
     if current := request_id.get():
         fields["request_id"] = current
+    if trace := exemplar.get():
+        fields.update(trace)
     logger.log(level, message, extra={_FIELDS: fields}, exc_info=level >= logging.ERROR)
 
 

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import socket
-import sys
-import threading
-from http.server import ThreadingHTTPServer
-from socketserver import TCPServer
-from typing import Any
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client import Histogram as _Histogram
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.exposition import MetricsHandler
-
-from services.runtime.logs import log
-from services.runtime.settings import SettingsError, split_address
-
-_LOGGER = logging.getLogger(__name__)
+from services.runtime.context import exemplar
 
 # A network of 1 to 12 blocks at usual sizes costs 0.1 to 2 MFLOPs and 40 to 600 KB.
 _FLOPS = tuple(1e3 * m * 10**e for e in range(6) for m in (1, 2, 3, 5, 7))
@@ -24,6 +13,13 @@ _BYTES = tuple(1024 * 2.0**n for n in range(14))
 _SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10,
 )  # fmt: skip
+
+
+class Histogram(_Histogram):
+    """Notes the trace id beside a value where the request's trace is recorded."""
+
+    def observe(self, amount: float, exemplar_labels: dict[str, str] | None = None) -> None:
+        super().observe(amount, exemplar_labels or exemplar.get())
 
 
 class Metrics:
@@ -48,16 +44,49 @@ class Metrics:
             "forward_ofa_rejections", "Failed calls by reason (docs/errors.md)", ["reason"],
             registry=r,
         )  # fmt: skip
-        self.request_bytes = Histogram(
-            "forward_ofa_request_bytes",
-            "Size of request messages",
-            ["method"],
-            buckets=tuple(32 * 2.0**n for n in range(12)),
+        self.message_bytes = Histogram(
+            "forward_ofa_message_bytes",
+            "Bytes of a call, by method and direction: received, sent (all messages of a stream)",
+            ["method", "direction"],
+            buckets=tuple(32 * 2.0**n for n in range(20)),
             registry=r,
         )
+        self.concurrency_limit = Gauge(
+            "forward_ofa_concurrency_limit",
+            "Unary calls that may run at once; adapts to how long they take",
+            registry=r,
+        )
+        self._files(r)
         self._cost(r)
         self._mapper(r)
         self._versions(r)
+
+    def reloaded(self, what: str) -> None:
+        """See `watched.Reloads`."""
+        self.reloads.labels(what).inc()
+
+    def reload_failed(self, what: str) -> None:
+        """See `watched.Reloads`."""
+        self.reload_failures.labels(what).inc()
+
+    def _files(self, r: CollectorRegistry) -> None:
+        self.reloads = Counter(
+            "forward_ofa_file_reloads",
+            "Changed files taken into use: tls, upstream, tokens, jwt",
+            ["what"],
+            registry=r,
+        )
+        self.reload_failures = Counter(
+            "forward_ofa_file_reload_failures",
+            "Changed files that make no sense; the old ones stay in use",
+            ["what"],
+            registry=r,
+        )
+        self.certificate_expiry = Gauge(
+            "forward_ofa_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate in use expires",
+            registry=r,
+        )
 
     def _cost(self, r: CollectorRegistry) -> None:
         self.device_flops = Histogram(
@@ -155,51 +184,3 @@ class Metrics:
         self.version_load_failures = Counter(
             "forward_ofa_version_load_failures", "Loads that failed", ["target"], registry=r
         )
-
-
-class MetricsServer:
-    """GET /metrics over HTTP in a thread of its own. address: HOST:PORT; port 0: a free one.
-
-    Raises SettingsError if the address cannot be taken.
-    """
-
-    def __init__(self, metrics: Metrics, address: str) -> None:
-        host, port = split_address(address, "metrics")
-        kind = _Http6 if ":" in host else _Http
-        try:
-            self._server = kind((host, port), MetricsHandler.factory(metrics.registry))
-        except OSError as error:
-            raise SettingsError(f"metrics cannot listen on {address}: {error.strerror}") from error
-        shown = f"[{host}]" if ":" in host else host
-        self.address = f"{shown}:{self._server.server_port}"
-        # A short poll, since that is how long `stop` waits.
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.05,), name="metrics", daemon=True
-        )
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Closes the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-class _Http(ThreadingHTTPServer):
-    daemon_threads = True
-    # Python's own default lets a second process take the port on some systems.
-    allow_reuse_port = False
-
-    def server_bind(self) -> None:
-        # HTTPServer would look the host up in DNS here, which can take seconds.
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.socket.getsockname()[:2]
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        # A scraper that hangs up is no news; Python's own default prints a traceback.
-        kind = type(sys.exception()).__name__
-        log(_LOGGER, logging.INFO, "a scrape broke off", error=kind)
-
-
-class _Http6(_Http):
-    address_family = socket.AF_INET6

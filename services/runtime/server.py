@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
+from services.runtime.access import Access
+from services.runtime.checks import SettingsError, split_address
+from services.runtime.health import POLL_SECONDS, Health
 from services.runtime.interceptor import CallGuard
 from services.runtime.metrics import Metrics
-from services.runtime.settings import ServerSettings, SettingsError, split_address
+from services.runtime.settings import Ready, ServerSettings
+from services.runtime.tls import Identity, server_credentials, watch_identity
+from services.runtime.tracing import Tracing
+from services.runtime.watched import Watched
 
-HEALTH_POLL_SECONDS = 0.2
 # Calls that wait to be looked at. Beyond, gRPC cancels them without a word of ours.
 _PENDING_CALLS = 10_000
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-Ready = Callable[[], bool]
 
 
 class Server:
     """One port for all services of a process.
 
-    `services`: full service name -> whether it can answer. Register the servicers on
-    `grpc`, then `start`. Health is polled from those answers, under each name and, for all
-    together, under "".
+    `services`: full service name -> whether it can answer; `offered`: those that the port
+    offers, for reflection. Register the servicers on `grpc`, then `start`. Health is polled
+    from the answers, under each name and, for all together, under "".
+    Raises SettingsError for TLS or token files that make no sense.
     """
 
     def __init__(
-        self, settings: ServerSettings, metrics: Metrics, services: Mapping[str, Ready]
+        self,
+        settings: ServerSettings,
+        metrics: Metrics,
+        services: Mapping[str, Ready],
+        offered: Sequence[str] = (),
+        tracing: Tracing | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self._metrics = settings, metrics
+        self._identity = _identity(settings, metrics)
+        self._access = Access(settings.access, metrics)
         self.grpc = grpc.aio.server(
-            interceptors=[CallGuard(metrics, settings.max_concurrent_requests)],
+            interceptors=[CallGuard(metrics, settings, self._access, tracing)],
             options=(
                 ("grpc.max_receive_message_length", settings.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -47,52 +56,65 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
             ),
         )
-        self._services = dict(services)
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
-        names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self.grpc)
+        self.health = Health(services)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
+        if settings.reflection:
+            names = (*offered, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self.grpc)
         self._poll: asyncio.Task[None] | None = None
         self.address = ""
 
     async def start(self) -> None:
-        """Listens. Raises SettingsError if the address cannot be taken or TLS files are bad."""
+        """Listens. Raises SettingsError if the address cannot be taken."""
         host, _ = split_address(self.settings.listen, "listen")
         try:
             port = self._bind()
         except (RuntimeError, OSError, ValueError) as error:
             raise SettingsError(
-                f"cannot listen on {self.settings.listen}: is the port in use, or the TLS "
-                f"certificate malformed? ({error})"
+                f"cannot listen on {self.settings.listen}: is the port in use? ({error})"
             ) from error
         shown = f"[{host}]" if ":" in host else host
         self.address = f"{shown}:{port}"
-        await self.refresh_health()
+        self.health.refresh()
         await self.grpc.start()
-        self._poll = asyncio.create_task(self._poll_health())
+        self._poll = asyncio.create_task(self._look_around())
 
     def _bind(self) -> int:
-        settings = self.settings
-        if settings.tls_cert is None or settings.tls_key is None:
-            return self.grpc.add_insecure_port(settings.listen)
-        pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
-        return self.grpc.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair]))
+        if self._identity is None:
+            return self.grpc.add_insecure_port(self.settings.listen)
+        credentials = server_credentials(self._identity, self._note_expiry)
+        return self.grpc.add_secure_port(self.settings.listen, credentials)
 
-    async def refresh_health(self) -> None:
-        """Asks every service now, without waiting for the next poll."""
-        answers = {name: ready() for name, ready in self._services.items()}
-        answers[""] = all(answers.values())
-        for name, ready in answers.items():
-            await self._health.set(name, _SERVING if ready else _NOT_SERVING)
+    def _note_expiry(self, identity: Identity) -> None:
+        self._metrics.certificate_expiry.set(identity.expires)
 
-    async def _poll_health(self) -> None:
+    async def _look_around(self) -> None:
+        """Health, and files that changed, also when nobody connects or calls."""
         while True:
-            await self.refresh_health()
-            await asyncio.sleep(HEALTH_POLL_SECONDS)
+            self.health.refresh()
+            if self._identity is not None:
+                self._identity.get()
+            self._access.refresh()
+            await asyncio.sleep(POLL_SECONDS)
 
     async def stop(self) -> None:
-        """NOT_SERVING at once, no new calls, running ones may end within drain_seconds."""
+        """In the order in which nobody notices: not ready, some time in which balancers see
+        that, no new calls, running ones to their end within drain_seconds."""
+        self.health.drain()
+        await asyncio.sleep(self.settings.drain_delay)
+        self.health.close()
+        await self.grpc.stop(self.settings.drain_seconds)
         if self._poll is not None:
             self._poll.cancel()
-        await self._health.enter_graceful_shutdown()
-        await self.grpc.stop(self.settings.drain_seconds)
+
+
+def _identity(settings: ServerSettings, metrics: Metrics) -> Watched[Identity] | None:
+    if settings.tls_cert is None:
+        return None
+    files = (settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    try:
+        return watch_identity("tls", *files, metrics)
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"the TLS certificate, key or authorities cannot be used: {error}"
+        ) from error

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.runtime.access import AccessSettings
+from services.runtime.admission import AdmissionSettings
+from services.runtime.checks import SettingsError, is_loopback, split_address
 
-class SettingsError(ValueError):
-    """A setting that cannot work. The text says which one and what to do."""
+__all__ = [
+    "ChannelSettings",
+    "Ready",
+    "ServerSettings",
+    "SettingsError",
+    "is_loopback",
+    "split_address",
+]
 
-
-def split_address(address: str, name: str) -> tuple[str, int]:
-    """HOST:PORT ([::1]:80 for IPv6) to its parts. Raises SettingsError."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65_535:
-        raise SettingsError(f"{name} is {address!r}: use HOST:PORT, for example 127.0.0.1:50051")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+Ready = Callable[[], bool]
+"""Whether a service can answer."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +29,23 @@ class ServerSettings:
     """The gRPC server of a process.
 
     listen: HOST:PORT; port 0 takes a free one.
-    tls_cert, tls_key: PEM files, both or none; the server speaks TLS with them.
+    tls_cert, tls_key: PEM files, both or none; the server speaks TLS with them. All TLS and
+        token files are read again when they change.
     allow_insecure: listen without TLS on an address that other machines reach, for
         example behind a proxy or mesh that ends TLS. Loopback needs no permission.
     max_request_bytes: larger messages are refused by gRPC with RESOURCE_EXHAUSTED. A
         valid request has a few hundred bytes.
     max_concurrent_requests: more than so many at once are refused with OVERLOADED; bundle
-        downloads have as many places of their own.
+        downloads have places of their own.
     drain_seconds: how long running requests may go on when the process is told to stop.
+    tls_client_ca: PEM file of authorities; callers must show a certificate that one of them
+        signed.
+    tls_client_names: if not empty, that certificate must be for one of these names
+        (subjectAltName or common name).
+    drain_delay: how long requests are still taken after readiness ended, so that balancers
+        notice before the port closes.
+    reflection: whether callers can learn the API from the server.
+    admission, access: see there.
     """
 
     listen: str = "127.0.0.1:50051"
@@ -50,14 +55,16 @@ class ServerSettings:
     max_request_bytes: int = 64 * 1024
     max_concurrent_requests: int = 256
     drain_seconds: float = 10.0
+    tls_client_ca: Path | None = None
+    tls_client_names: tuple[str, ...] = ()
+    drain_delay: float = 0.0
+    reflection: bool = True
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
 
     def __post_init__(self) -> None:
         host, _ = split_address(self.listen, "listen")
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise SettingsError("tls_cert and tls_key belong together: give both or none")
-        for path in (self.tls_cert, self.tls_key):
-            if path is not None and not path.is_file():
-                raise SettingsError(f"there is no file {path}: TLS needs it")
+        self._check_tls()
         if self.tls_cert is None and not is_loopback(host) and not self.allow_insecure:
             raise SettingsError(
                 f"{self.listen} can be reached from other machines, and an interest vector is "
@@ -68,8 +75,22 @@ class ServerSettings:
             raise SettingsError(
                 "max_request_bytes must be at least 1024, max_concurrent_requests at least 1"
             )
-        if not 0 <= self.drain_seconds < math.inf:
-            raise SettingsError("drain_seconds must be a number and not negative")
+        for name in ("drain_seconds", "drain_delay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SettingsError(f"{name} must be a number and not negative")
+
+    def _check_tls(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise SettingsError("tls_cert and tls_key belong together: give both or none")
+        for path in (self.tls_cert, self.tls_key, self.tls_client_ca):
+            if path is not None and not path.is_file():
+                raise SettingsError(f"there is no file {path}: TLS needs it")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise SettingsError("tls_client_ca needs tls_cert and tls_key: there is no TLS")
+        if self.tls_client_names and self.tls_client_ca is None:
+            raise SettingsError(
+                "tls_client_names needs tls_client_ca: nobody is asked for a certificate"
+            )
 
 
 @dataclass(frozen=True)
@@ -79,11 +100,19 @@ class ChannelSettings:
     ca: PEM file of the authority that signed their certificates; None: no TLS, which off
         loopback needs allow_insecure.
     allow_insecure: speak without TLS to other machines, for example within a mesh.
+    cert, key: PEM files, both or none: our own certificate, for services that ask for one.
     """
 
     ca: Path | None = None
     allow_insecure: bool = False
+    cert: Path | None = None
+    key: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.ca is not None and not self.ca.is_file():
-            raise SettingsError(f"there is no file {self.ca}: TLS to other services needs it")
+        for path in (self.ca, self.cert, self.key):
+            if path is not None and not path.is_file():
+                raise SettingsError(f"there is no file {path}: TLS to other services needs it")
+        if (self.cert is None) != (self.key is None):
+            raise SettingsError("upstream cert and key belong together: give both or none")
+        if self.cert is not None and self.ca is None:
+            raise SettingsError("an upstream cert needs --upstream-ca: without it there is no TLS")

@@ -408,7 +408,7 @@ def test_metrics(deployment):
         ("forward_ofa_device_flops_count", "true"): 1,
         ("forward_ofa_response_bytes_count", "bundle"): 1,
         ("forward_ofa_request_seconds_count", "RequestNetwork"): 2,
-        ("forward_ofa_request_bytes_count", "RequestNetwork"): 2,
+        ("forward_ofa_message_bytes_count", "RequestNetwork", "received"): 2,
         ("forward_ofa_stage_seconds_count", "map"): 1,
         ("forward_ofa_requests_total", "OK", "RequestNetwork"): 1,
         ("forward_ofa_requests_total", "INVALID_ARGUMENT", "RequestNetwork"): 1,

@@ -11,7 +11,6 @@ import signal
 import socket
 import struct
 import subprocess
-import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -29,10 +28,12 @@ from services.errors import Reason
 from services.mapper.hypernetworks import BlockHypernetworks
 from services.ports import SessionCandidates
 from services.registry.files import FileRegistry
+from services.runtime.admission import AdmissionSettings
 from services.runtime.settings import ChannelSettings, ServerSettings, SettingsError
 from services.sessions.settings import SessionSettings
 from services.versions import VersionSettings
 from services.wiring import start
+from tests.support.gate import Gate
 from tests.support.redis_server import RedisServer
 from tests.support.serving import (
     Process,
@@ -181,21 +182,6 @@ async def test_a_version_that_is_deleted_behind_its_back(registry):
         assert (await stub.RequestNetwork(network_request(tiny))).artefact.data
 
 
-class Gate:
-    """Holds generation until it is opened."""
-
-    def __init__(self, monkeypatch):
-        self.open, self.entered = threading.Event(), threading.Event()
-        multiply = BlockHypernetworks.multiply
-
-        def gated(hypernetworks, *arguments):
-            self.entered.set()
-            assert self.open.wait(20)
-            return multiply(hypernetworks, *arguments)
-
-        monkeypatch.setattr(BlockHypernetworks, "multiply", gated)
-
-
 async def test_too_many_at_once(registry, monkeypatch):
     tiny = publish(registry, "v1")
     server = ServerSettings(listen="127.0.0.1:0", max_concurrent_requests=2)
@@ -226,7 +212,8 @@ async def test_slow_downloads_do_not_crowd_out_networks(registry, monkeypatch):
 
     monkeypatch.setattr(bundles, "_read", slow_read)
     tiny = publish(registry, "v1")
-    server = ServerSettings(listen="127.0.0.1:0", max_concurrent_requests=2)
+    limits = AdmissionSettings(max_downloads=2)
+    server = ServerSettings(listen="127.0.0.1:0", max_concurrent_requests=2, admission=limits)
     async with (
         running(registry.root, server=server) as services,
         client(services.address) as (stub, _),

@@ -17,7 +17,7 @@ from forward_ofa_api.controller.v1.controller_pb2_grpc import (
     add_ControllerServiceServicer_to_server as register,
 )
 from forward_ofa_api.types.v1 import types_pb2 as types
-from forward_ofa_device.cloud import Cloud, Connection
+from forward_ofa_device.cloud import Cloud, Connection, token_file
 from forward_ofa_device.download import BUNDLE, fetch_bundle, fetch_shard
 from forward_ofa_device.errors import CloudError, CorruptFile, WrongVersion
 from forward_ofa_device.store import StateStore
@@ -313,3 +313,34 @@ def test_streams_that_are_not_as_promised(
     assert all(store.read(version, BUNDLE) is None for version in store.versions())
     client.close()
     server.stop(0).wait()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"token": "two words"}, "visible ASCII"),
+        ({"token": "newline\n"}, "visible ASCII"),
+        ({"token": ""}, "visible ASCII"),
+        ({"certificate": Path("c.pem")}, "belong together"),
+        ({"certificate": Path("c.pem"), "key": Path("k.pem")}, "root_certificates"),
+    ],
+)
+def test_credentials_that_cannot_work(changes, says):
+    with pytest.raises(ValueError, match=says):
+        Connection("127.0.0.1:1", **changes)
+
+
+def test_a_token_is_not_shown_and_never_leaves_in_plain_text():
+    connection = Connection("example.com:443", token="secret-token")
+    assert connection.secure
+    assert "secret-token" not in repr(connection)
+
+
+def test_a_token_source_that_fails_is_a_cloud_error(cloud, tmp_path):
+    for token in (token_file(tmp_path / "none"), lambda: "not a token", lambda: None):
+        client = Cloud(Connection(cloud.address, token=token))
+        with pytest.raises(CloudError) as caught:
+            client.request_network(pb.RequestNetworkRequest())
+        client.close()
+        assert caught.value.reason == "NO_TOKEN"
+        assert "not a token" not in str(caught.value)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from services.__main__ import main, make_parser, read_settings
 from services.assembler.settings import AssemblerSettings
 from services.controller.settings import ControllerSettings
 from services.mapper.settings import MapperSettings
+from services.runtime.access import AccessSettings
+from services.runtime.admission import AdmissionSettings
 from services.runtime.settings import ChannelSettings, ServerSettings, SettingsError
+from services.runtime.tracing import TracingSettings
 from services.sessions.address import parse_address
 from services.sessions.settings import SessionSettings
 from services.settings import ServeSettings, parse_targets
 from services.versions import VersionSettings
 
 NAN = float("nan")
+
+
+def _asking():
+    return ServerSettings(access=AccessSettings(tokens=Path(__file__)))
 
 
 @pytest.mark.parametrize(
@@ -28,6 +37,20 @@ NAN = float("nan")
         (lambda tmp: ServerSettings(tls_cert=tmp / "a", tls_key=tmp / "b"), "no file"),
         (lambda _: ServerSettings(max_concurrent_requests=0), "max_concurrent_requests"),
         (lambda _: ServerSettings(drain_seconds=-1), "drain_seconds"),
+        (lambda _: ServerSettings(drain_delay=NAN), "drain_delay"),
+        (lambda _: ServerSettings(tls_client_ca=Path(__file__)), "needs tls_cert"),
+        (lambda _: ServerSettings(tls_client_names=("a",)), "needs tls_client_ca"),
+        (lambda _: AdmissionSettings(min_concurrent=0), "min_concurrent"),
+        (lambda _: AdmissionSettings(download_rate=NAN), "download_rate"),
+        (lambda _: AdmissionSettings(max_seconds=0), "max_seconds"),
+        (lambda tmp: AccessSettings(tokens=tmp / "t"), "no file"),
+        (lambda _: AccessSettings(jwt_keys=Path(__file__)), "--jwt-audience"),
+        (lambda _: AccessSettings(jwt_scope="x"), "--jwt-keys"),
+        (lambda _: AccessSettings(device_rate=-1), "device_rate"),
+        (lambda _: TracingSettings(endpoint="127.0.0.1:4317"), "URL"),
+        (lambda _: TracingSettings(ratio=2), "ratio"),
+        (lambda _: ChannelSettings(cert=Path(__file__)), "belong together"),
+        (lambda _: ChannelSettings(cert=Path(__file__), key=Path(__file__)), "--upstream-ca"),
         (lambda tmp: ChannelSettings(ca=tmp / "ca.pem"), "no file"),
         (lambda _: SessionSettings(url="mysql://x"), "redis://"),
         (lambda _: SessionSettings(ttl_seconds=0), "ttl_seconds"),
@@ -55,6 +78,10 @@ NAN = float("nan")
         (lambda tmp: ServeSettings(tmp, ("assembler",), mapper="10.0.0.1:1"), "--upstream-ca"),
         (lambda tmp: ServeSettings(tmp, metrics="nine"), "metrics"),
         (lambda tmp: ServeSettings(tmp, ready_file=tmp / "no" / "r.json"), "no folder"),
+        (
+            lambda tmp: ServeSettings(tmp, server=_asking(), expose_internal=True),
+            "--tls-client-ca",
+        ),
         (lambda _: parse_targets("controller,mapr"), "mapr"),
         (lambda _: parse_targets("mapper,mapper"), "each once"),
     ],
@@ -91,6 +118,13 @@ def test_every_flag_is_read(tmp_path):
     default, _ = read_settings(["--registry", str(tmp_path)])
     pem = tmp_path / "x.pem"
     pem.write_text("")
+    ca = ["--tls-client-ca", str(pem)]
+    upstream = [
+        "--upstream-ca",
+        *[str(pem), "--upstream-cert", str(pem), "--upstream-key"],
+        str(pem),
+    ]
+    jwt = [str(pem), "--jwt-issuer", "i", "--jwt-audience", "a"]
     texts = {
         "--target": ["--target", "mapper"],
         "--mapper": ["--target", "assembler", "--mapper", "127.0.0.1:7"],
@@ -103,7 +137,26 @@ def test_every_flag_is_read(tmp_path):
         "--canary-label": ["--canary-label", ""],
         "--tls-cert": ["--tls-cert", str(pem), "--tls-key", str(pem)],
         "--tls-key": ["--tls-cert", str(pem), "--tls-key", str(pem)],
+        "--tls-client-ca": [*("--tls-cert", str(pem), "--tls-key", str(pem)), *ca],
+        "--tls-client-names": [
+            *("--tls-cert", str(pem), "--tls-key", str(pem)),
+            *ca,
+            "--tls-client-names",
+            "a,b",
+        ],
         "--upstream-ca": ["--upstream-ca", str(pem)],
+        "--upstream-cert": upstream,
+        "--upstream-key": upstream,
+        "--expose-internal": ["--expose-internal"],
+        "--no-reflection": ["--no-reflection"],
+        "--tokens": ["--tokens", str(pem)],
+        "--jwt-keys": ["--jwt-keys", *jwt],
+        "--jwt-secret": ["--jwt-secret", *jwt],
+        "--jwt-issuer": ["--jwt-keys", *jwt],
+        "--jwt-audience": ["--jwt-keys", *jwt],
+        "--jwt-scope": ["--jwt-keys", *jwt, "--jwt-scope", "networks"],
+        "--otlp-endpoint": ["--otlp-endpoint", "http://127.0.0.1:4317"],
+        "--trace-ratio": ["--trace-ratio", "0.5"],
         "--ready-file": ["--ready-file", str(pem)],
         "--allow-insecure": ["--allow-insecure"],
         "--retry-min-ms": ["--retry-min-ms", "5"],

@@ -1,0 +1,147 @@
+"""How much is let in: calls at once, bytes of downloads, time.
+
+Everything here belongs to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from dataclasses import dataclass
+
+from services.errors import Fault, Reason, RetryMs
+from services.runtime.checks import SettingsError
+
+_SHORTEST_RETRY, _LONGEST_RETRY = 0.1, 30.0
+_FIRST_GUESS = 0.01
+"""Seconds of a call before one was measured."""
+_CUT = 0.9
+_SURE = 16
+"""Calls that have to be measured before a deadline is called impossible."""
+
+
+@dataclass(frozen=True)
+class AdmissionSettings:
+    """target_ms: the limit of calls at once shrinks towards min_concurrent while calls take
+        longer than this, and grows back after; 0: the limit stays max_concurrent_requests.
+    min_concurrent: the limit never shrinks below this.
+    max_downloads: bundle downloads at once; more are refused with OVERLOADED.
+    download_rate: bytes a second of all downloads together; 0: no limit.
+    stream_rate: bytes a second of one download; 0: no limit.
+    max_seconds: a call ends with DEADLINE after so long, whatever its caller allows.
+    max_download_seconds: a download too; the SDK resumes where it was cut.
+    """
+
+    target_ms: float = 100.0
+    min_concurrent: int = 64
+    max_downloads: int = 256
+    download_rate: float = 0.0
+    stream_rate: float = 0.0
+    max_seconds: float = 30.0
+    max_download_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.min_concurrent < 1 or self.max_downloads < 1:
+            raise SettingsError("min_concurrent and max_downloads must be at least 1")
+        for name in ("target_ms", "download_rate", "stream_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SettingsError(f"{name} must be a number and not negative; 0: no limit")
+        for name in ("max_seconds", "max_download_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SettingsError(f"{name} must be a number above 0")
+
+
+class Admission:
+    """A limit of calls at once, adapted to how long they take, and when the refused may return.
+
+    Additive increase, multiplicative decrease: a call above the target cuts the limit by a
+    tenth, at most once in the time of a call; each good call at a busy moment adds 1 / limit.
+    """
+
+    def __init__(
+        self, limit: int, target_ms: float = 0.0, least: int = 1, *, resumable: bool = False
+    ) -> None:
+        self._resumable = resumable
+        self._most, self._target = limit, target_ms / 1e3
+        self._least = min(least, limit)
+        self.limit = float(limit)
+        self.running = 0
+        self._mean = _FIRST_GUESS
+        self._measured = 0
+        self._last_cut = 0.0
+        self._returning, self._returning_at = 0.0, 0.0
+
+    def enter(self) -> None:
+        """Raises Fault OVERLOADED with a window if too many run."""
+        if self.running >= self.limit:
+            raise Fault(
+                Reason.OVERLOADED, retry=self.window(), detail=f"{int(self.limit)} calls at once"
+            )
+        self.running += 1
+
+    def leave(self, seconds: float, *, whole: bool = True) -> None:
+        """seconds: how long it took. whole: it ran to its end; one that its caller gave up would
+        have taken longer, so it counts only if it was slower than most; a refusal never does."""
+        if whole or seconds > self._mean:
+            self._measured += 1
+            self._mean += (seconds - self._mean) / 16
+            if self._target:
+                self._adapt(seconds)
+        self.running -= 1
+
+    def _adapt(self, seconds: float) -> None:
+        if seconds > self._target:
+            now = time.monotonic()
+            if now - self._last_cut > self._mean:
+                self._last_cut = now
+                self.limit = max(self._least, min(self.limit, self.running) * _CUT)
+        elif 2 * self.running >= self.limit:
+            self.limit = min(self._most, self.limit + 1 / self.limit)
+
+    def window(self) -> RetryMs:
+        """When one that is refused now may come back.
+
+        The refused form a queue in thought: each is told to come when those before it have
+        been served, at the rate that is being served now (running / mean time, Little's law).
+        So the window grows with the overload and shrinks when it is over.
+        """
+        now = time.monotonic()
+        rate = max(self.running, 1) / max(self._mean, 1e-4)
+        gone = (now - self._returning_at) * rate
+        self._returning = max(0.0, self._returning - gone) + 1
+        # No more than the longest window holds, or an overload would echo for minutes.
+        self._returning = min(self._returning, _LONGEST_RETRY * rate)
+        self._returning_at = now
+        earliest = min(max(self._returning / rate, _SHORTEST_RETRY), _LONGEST_RETRY)
+        return round(earliest * 1e3), round(earliest * 2e3)
+
+    def check_deadline(self, left: float) -> None:
+        """Raises Fault DEADLINE if `left` seconds are clearly too few for a call.
+
+        Never for downloads that have some time: what arrives of one is not lost.
+        """
+        if left <= 0:
+            raise Fault(Reason.DEADLINE, detail="had passed on arrival")
+        if not self._resumable and self._measured >= _SURE and left < self._mean / 2:
+            # Each refusal lets the mean sink, so that one is tried again before long.
+            self._mean *= _CUT
+            raise Fault(Reason.DEADLINE, retry=self.window(), detail="too near")
+
+
+class Pacer:
+    """Bytes a second, in turn. rate 0: no limit."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._free_at = 0.0
+
+    async def pause(self, size: int) -> None:
+        """Waits until `size` more bytes may go."""
+        if not self._rate:
+            return
+        now = time.monotonic()
+        wait = self._free_at - now
+        self._free_at = max(self._free_at, now) + size / self._rate
+        if wait > 0:
+            await asyncio.sleep(wait)

@@ -1,0 +1,119 @@
+"""Limits, windows and paces, by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from services.errors import Fault, Reason
+from services.runtime.admission import Admission, Pacer
+
+
+def refusal(call, *arguments):
+    with pytest.raises(Fault) as caught:
+        call(*arguments)
+    return caught.value
+
+
+def test_the_window_grows_with_the_overload_and_shrinks_after():
+    admission = Admission(4)
+    for _ in range(4):
+        admission.enter()
+    for _ in range(200):
+        admission._mean += (0.05 - admission._mean) / 16
+    windows = [refusal(admission.enter).retry for _ in range(4000)]
+    assert all(100 <= earliest < latest <= 60_000 for earliest, latest in windows)
+    assert windows[0] == (100, 200)
+    # 4 at once, 50 ms each: 80 a second, so the thousandth that is refused waits 12 s.
+    assert windows[999][0] == pytest.approx(12_500, rel=0.1)
+    assert windows[-1][0] == 30_000
+    # Most of those who were told to come have been served by then.
+    admission._returning_at -= 29
+    assert refusal(admission.enter).retry[0] < 1_500
+
+
+def test_the_limit_follows_the_latency_within_its_bounds():
+    admission = Admission(100, target_ms=50, least=10)
+
+    def serve(seconds, at_once):
+        admission._last_cut = 0
+        admission.running = at_once
+        admission.leave(seconds)
+
+    for _ in range(100):
+        serve(0.2, 100)
+    assert admission.limit == 10
+    for _ in range(5000):
+        serve(0.001, 100)
+    assert admission.limit == 100
+    before = admission.limit
+    for _ in range(100):
+        serve(0.001, 2)
+    assert admission.limit == before
+
+
+def test_a_limit_without_a_target_stays():
+    admission = Admission(3)
+    for _ in range(100):
+        admission.enter()
+        admission.leave(5.0)
+    assert admission.limit == 3
+
+
+def test_deadlines_that_cannot_be_met_are_refused_but_tried_again():
+    admission = Admission(10)
+    assert refusal(admission.check_deadline, 0.0).reason is Reason.DEADLINE
+    for _ in range(200):
+        admission.enter()
+        admission.leave(1.0)
+    assert refusal(admission.check_deadline, 0.1).reason is Reason.DEADLINE
+    admission.check_deadline(2.0)
+    # Nothing is measured any more, and still the service does not refuse for ever.
+    for _ in range(100):
+        try:
+            admission.check_deadline(0.1)
+            break
+        except Fault:
+            pass
+    else:
+        pytest.fail("refused for ever")
+
+
+def test_calls_that_were_given_up_count_when_they_were_slow():
+    admission = Admission(100, target_ms=50, least=10)
+    for _ in range(50):
+        admission.enter()
+        admission.leave(0.001, whole=False)
+    assert admission.limit == 100
+    before = admission._mean
+    assert before > 0.005, "a refusal is quick and says nothing about the calls"
+    for _ in range(50):
+        admission._last_cut = 0
+        admission.enter()
+        admission.leave(1.0, whole=False)
+    assert admission.limit < 100
+    assert admission._mean > before
+
+
+def test_a_download_that_has_some_time_is_let_in():
+    admission = Admission(10, resumable=True)
+    for _ in range(100):
+        admission.enter()
+        admission.leave(60.0)
+    admission.check_deadline(1.0)
+    assert refusal(admission.check_deadline, 0.0).reason is Reason.DEADLINE
+
+
+async def test_a_pace_is_kept_by_all_together():
+    pacer = Pacer(100_000)
+
+    async def send():
+        for _ in range(5):
+            await pacer.pause(1000)
+
+    started = time.monotonic()
+    await asyncio.gather(*(send() for _ in range(4)))
+    assert 0.15 < time.monotonic() - started < 0.6
+    await Pacer(0).pause(1 << 40)
