@@ -10,7 +10,7 @@ from pathlib import Path
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     """Replaces a file in one step and waits for the disk: readers see the old text or the new.
 
-    mode: who may read it; everybody unless it says otherwise. Raises OSError; nothing is left behind then.
+    mode: who may read it; everybody, unless told. Raises OSError; nothing is left behind then.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
