@@ -63,8 +63,8 @@ def add_index(staging: Path, queries: np.ndarray, settings: IndexSettings) -> Re
     draft["retrieval"] = plan.as_json()
     draft["metrics"] = {
         **draft.get("metrics", {}),
-        f"retrieval_recall@{settings.count}": round(recall, 4),
-        "retrieval_recall_queries": len(queries),
+        f"index_recall@{settings.count}": round(recall, 4),
+        "index_recall_queries": len(queries),
     }
     (staging / DRAFT).write_text(json.dumps(draft))
     return plan

@@ -54,13 +54,19 @@ class ApproximateIndex:
         query = self.exact.query(interest)
         if not np.isfinite(query).all():
             raise Fault(Reason.NON_FINITE_INTEREST, detail="the retrieval query overflows")
-        wanted = min(count, len(self.items))
-        fetched = min(wanted * self.oversample, len(self.items))
+        rows = self.listed(query, count)
+        if len(rows) < min(count, len(self.items)):
+            return self.exact.search(interest, count)
+        return rows
+
+    def listed(self, query: np.ndarray, count: int) -> np.ndarray:
+        """What the lists have, best first; may be fewer than `count`. query: [D]."""
+        fetched = min(count * self.oversample, len(self.items))
         rows: np.ndarray = self.lists.search(query[None], fetched)[1][0]
         rows = np.sort(rows[rows >= 0])
-        if len(rows) < wanted:
-            return self.exact.search(interest, count)
-        ordered: np.ndarray = rows[best_rows(self.items[rows] @ query, count)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            scores = self.items[rows] @ query
+        ordered: np.ndarray = rows[best_rows(scores, count)]
         return ordered
 
 
@@ -109,7 +115,7 @@ def tune(
     """The fewest probes of 1, 2, 3, 4, 6, 8, 12, ... with this recall on queries [Q, D], and the
     recall.
 
-    Recall: the share of the exact best `count` items that a search finds, mean over queries.
+    Recall: the share of the exact best `count` items that the lists have, mean over queries.
     """
     identity = np.eye(items.shape[1], dtype=np.float32)
     exact = ItemIndex(identity, np.zeros(items.shape[1], np.float32), items)
@@ -118,7 +124,7 @@ def tune(
     probes, reached = 1, 0.0
     while True:
         index.nprobe = probes
-        found = [set(approximate.search(query, count).tolist()) for query in queries]
+        found = [set(approximate.listed(query, count).tolist()) for query in queries]
         reached = float(np.mean([len(a & b) / len(b) for a, b in zip(found, truth, strict=True)]))
         if reached >= recall or probes == index.nlist:
             return RetrievalPlan("ivf-sq8", index.nlist, probes, oversample), reached

@@ -164,9 +164,19 @@ async def test_full(server):
     await store.close()
 
 
-async def test_a_replica_is_read_from_and_left_once_it_is_a_master(tmp_path):
-    master = RedisNode(tmp_path).start()
-    replica = RedisNode(tmp_path, "--replicaof", "127.0.0.1", str(master.port)).start()
+@pytest.fixture
+def pair(tmp_path):
+    master = RedisNode(tmp_path)
+    replica = RedisNode(tmp_path, "--replicaof", "127.0.0.1", str(master.port))
+    try:
+        yield master.start(), replica.start()
+    finally:
+        replica.kill()
+        master.kill()
+
+
+async def test_a_replica_is_read_from_and_left_once_it_is_a_master(pair):
+    master, replica = pair
     with master.client() as client:
         writer = sessions(f"redis://127.0.0.1:{master.port}", timeout=2.0)
         await recovered(writer)
@@ -179,23 +189,19 @@ async def test_a_replica_is_read_from_and_left_once_it_is_a_master(tmp_path):
         client.execute_command("REPLICAOF", "NO", "ONE")
     await recovered(store)
     await store.close()
-    replica.kill()
-    master.kill()
 
 
-async def test_wrong_password_then_the_right_one(tmp_path):
-    server = RedisServer(tmp_path, "--requirepass", "other")
-    server.start()
-    store = sessions(server.url.replace("unix://", "unix://:secret@"))
-    for _ in range(5):
-        assert await store.swap("session-1", CANDIDATES) is None
-        await asyncio.sleep(0.01)
-    assert failures(store).get(("read", "auth"), 0) >= 1, failures(store)
-    with redis.Redis.from_url(server.url, password="other") as admin:
+async def test_wrong_password_then_the_right_one(server):
+    with redis.Redis.from_url(server.url) as admin:
+        admin.config_set("requirepass", "other")
+        store = sessions(server.url.replace("unix://", "unix://:secret@"))
+        for _ in range(5):
+            assert await store.swap("session-1", CANDIDATES) is None
+            await asyncio.sleep(0.01)
+        assert failures(store).get(("read", "auth"), 0) >= 1, failures(store)
         admin.config_set("requirepass", "secret")
     await recovered(store)
     await store.close()
-    server.kill()
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,9 @@ def failures(store):
 @pytest.mark.slow
 async def test_sentinel_fails_over(tmp_path):
     setup = Sentinels(tmp_path)
-    setup.start()
     store = sessions(setup.url)
     try:
+        setup.start()
         await remembers(store, "session-1", [1, 2])
         with setup.nodes[1].client() as replica, setup.nodes[0].client() as master:
             assert master.wait(1, 5000) == 1
@@ -82,10 +82,10 @@ async def test_sentinel_fails_over(tmp_path):
 @pytest.mark.slow
 async def test_cluster_with_slots_that_move(tmp_path):
     setup = Cluster(tmp_path)
-    setup.start()
     store = sessions(setup.url)
     names = [f"session-{n}" for n in range(90)]
     try:
+        setup.start()
         for row, name in enumerate(names):
             store.put(name, candidates(row))
         await store._worker
@@ -111,10 +111,10 @@ async def test_cluster_with_slots_that_move(tmp_path):
 @pytest.mark.slow
 async def test_cluster_without_one_of_its_nodes(tmp_path):
     setup = Cluster(tmp_path)
-    setup.start()
     store = sessions(setup.url)
     names = [f"session-{n}" for n in range(30)]
     try:
+        setup.start()
         for name in names:
             await remembers(store, name, [1])
         setup.nodes[2].kill()
