@@ -104,7 +104,7 @@ def _tails(run: Run) -> Iterator[Bar]:
         latency = each["latency_ms"]
         detail = (
             f"{latency['p99']:.1f} ms / {latency['p50']:.1f} ms at "
-            f"{each['phases'][0]['offered_rps']:.0f} requests/s; sent up to "
+            f"{each['phases'][0]['wanted_rps']:.0f} requests/s; sent up to "
             f"{each['lag_ms']['p99']:.1f} ms late (p99)"
         )
         title = f"80 % load, {each['name']}: p99 / p50"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Any
 
 import grpc
 
@@ -19,7 +20,7 @@ async def main(port: int, size: int) -> None:
         return reply
 
     server = grpc.aio.server(options=[("grpc.max_send_message_length", -1)])
-    method = grpc.unary_unary_rpc_method_handler(answer)
+    method: Any = grpc.unary_unary_rpc_method_handler(answer)
     handler = grpc.method_handlers_generic_handler("benchmark.Plain", {"Generate": method})
     server.add_generic_rpc_handlers((handler,))
     server.add_insecure_port(f"127.0.0.1:{port}")

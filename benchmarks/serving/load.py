@@ -37,7 +37,8 @@ SLICE_SECONDS = 0.5
 _SHORT_SECONDS = 90.0
 _SAMPLES = 8
 _MOST_WAITING = 4_000
-"""Requests in flight at once: beyond, an open loop gives up on sending and says so."""
+_LATEST_SECONDS = 0.25
+"""Open loop: with so many in flight, or so late, a request is not sent but counted."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ class Generator:
         await asyncio.sleep(job.warmup)
         processes = procs.tree(job.pids)
         before, cpu = procs.cpu_seconds(processes), time.process_time()
+        all_before = procs.machine_cpu_seconds()
         tally.latencies.clear()
         tally.refusals.clear()
         started = time.perf_counter()
@@ -197,10 +199,12 @@ class Generator:
         # Counted before those that are under way have ended.
         result = tally.summary(seconds)
         used, own = procs.cpu_seconds(processes) - before, time.process_time() - cpu
+        others = procs.machine_cpu_seconds() - all_before - used - own
         stop.set()
         await asyncio.gather(*running)
         await _close(connections)
-        return result | _costs(used, own, result, seconds) | self._verdict(tally)
+        costs = _costs(used, own, result, seconds)
+        return result | costs | {"other_cores": round(others / seconds, 3)} | self._verdict(tally)
 
     async def _client(self, connection: Connection, stop: asyncio.Event, tally: Tally) -> None:
         while not stop.is_set():
@@ -297,7 +301,7 @@ class _OpenLoop:
         self._slices: dict[int, Tally] = {}
         self._phases: dict[int, Tally] = {}
         self._lags: list[float] = []
-        self._not_sent = 0
+        self._not_sent: Counter[int] = Counter()
         self._started = 0.0
         self.total = Tally()
 
@@ -312,10 +316,11 @@ class _OpenLoop:
                     await asyncio.sleep(due - now)
                 elif sent % 16 == 0:
                     await asyncio.sleep(0)  # behind: let replies in
-                self._lags.append(max(0.0, time.perf_counter() - due))
-                if len(tasks) >= _MOST_WAITING:
-                    self._not_sent += 1
+                late = max(0.0, time.perf_counter() - due)
+                if len(tasks) >= _MOST_WAITING or late > _LATEST_SECONDS:
+                    self._not_sent[phase] += 1
                     continue
+                self._lags.append(late)
                 connection = self._connections[sent % len(self._connections)]
                 task = asyncio.create_task(self._one(connection, due, phase))
                 tasks.add(task)
@@ -340,17 +345,22 @@ class _OpenLoop:
                 tally.latencies.append(time.perf_counter() - due)
 
     def report(self, phases: Sequence[tuple[float, float]]) -> dict[str, Any]:
-        """lag_ms: how late requests left; large means that this process could not keep up."""
+        """lag_ms: how late requests left. not_sent: those that would have left far too late,
+        or with too many under way: this process could not keep up."""
         return {
             "phases": [
-                {"offered_rps": rate, **self._phases.get(index, Tally()).summary(seconds)}
+                {
+                    "wanted_rps": rate,
+                    "not_sent": self._not_sent[index],
+                    **self._phases.get(index, Tally()).summary(seconds),
+                }
                 for index, (seconds, rate) in enumerate(phases)
             ],
             "slices": {
                 str(index * SLICE_SECONDS): tally.summary(SLICE_SECONDS)
                 for index, tally in sorted(self._slices.items())
             },
-            "not_sent": self._not_sent,
+            "not_sent": self._not_sent.total(),
             "lag_ms": percentiles(self._lags),
         }
 

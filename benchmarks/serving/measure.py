@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 _CALIBRATION_SECONDS = 0.6
 _LOAD = 0.8
 _THAW_SECONDS = 0.2
-_METRICS = ("rps", "server_cpu_ms", "client_cpu_ms", "server_cores", "client_cores")
+_METRICS = ("rps", "server_cpu_ms", "client_cpu_ms", "server_cores", "client_cores", "other_cores")
 _LATENCIES = ("p50", "p90", "p95", "p99", "mean", "max")
 
 
@@ -135,6 +135,7 @@ class Run:
         self, name: str, group: str, system: System, ask: Ask, workload: Workload
     ) -> None:
         cell = Cell(name, group, ask.encoding)
+        self._alone(system)
         job = replace(
             system.job(workload, ask, self.loader),
             seconds=self.settings.seconds,
@@ -192,6 +193,7 @@ class Run:
         self.cells.append(cell)
 
     def _quick_rate(self, system: System, clients: int) -> float:
+        self._alone(system)
         job = system.job(self.workload, Ask(), self.loader)
         seconds = _CALIBRATION_SECONDS + clients * 0.02
         try:
@@ -226,9 +228,12 @@ class Run:
 
     # Measure.
 
-    def _measure(self, cell: Cell, clients: int, job: Job) -> None:
-        self.servers.only(cell.systems[clients].pids)
+    def _alone(self, system: System) -> None:
+        self.servers.only(system.pids)
         time.sleep(_THAW_SECONDS)
+
+    def _measure(self, cell: Cell, clients: int, job: Job) -> None:
+        self._alone(cell.systems[clients])
         try:
             result = self.loader.run(job)
         except LoadError as error:
@@ -262,8 +267,7 @@ class Run:
             if cell is None or not capacity:
                 continue
             self.say(f"{_LOAD:.0%} load, {name}: {_LOAD * capacity:.0f} requests/s")
-            self.servers.only(cell.systems[most].pids)
-            time.sleep(_THAW_SECONDS)
+            self._alone(cell.systems[most])
             phases = [(self.settings.load_seconds, _LOAD * capacity)]
             try:
                 result = self.loader.run(replace(cell.jobs[most], op="open", phases=phases))

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 MEGABYTE = 1_000_000
+_NOT_BUSY = ("idle", "iowait", "guest", "guest_nice")
 
 
 def tree(pids: Iterable[int]) -> list[psutil.Process]:
@@ -26,6 +27,12 @@ def tree(pids: Iterable[int]) -> list[psutil.Process]:
 def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
     """CPU time, user and system, so far."""
     return sum(_cpu(processes))
+
+
+def machine_cpu_seconds() -> float:
+    """CPU time of everything on this machine so far, what a host took away included."""
+    times = psutil.cpu_times()._asdict()
+    return float(sum(value for name, value in times.items() if name not in _NOT_BUSY))
 
 
 def _cpu(processes: Iterable[psutil.Process]) -> Iterator[float]:

@@ -45,7 +45,8 @@ def ways(weights: np.ndarray, batch: int) -> dict[str, Callable[[], object]]:
 def milliseconds(run: Callable[[], object], seconds: float) -> float:
     """The median time of a call."""
     run()
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while (started := time.perf_counter()) < end or len(times) < 3:
         run()
         times.append(time.perf_counter() - started)

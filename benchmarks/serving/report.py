@@ -45,7 +45,14 @@ def _measurements(run: Run) -> Table:
         table.add_column(name, justify="left" if name == "system" else "right")
     for name in ("p50 ms", "p95 ms", "p99 ms", "requests/s", "spread"):
         table.add_column(name, justify="right")
-    for name in ("server CPU-ms", "client CPU-ms", "client cores", "PSS MB", "errors"):
+    for name in (
+        "server CPU-ms",
+        "client CPU-ms",
+        "client cores",
+        "other cores",
+        "PSS MB",
+        "errors",
+    ):
         table.add_column(name, justify="right")
     for cell in run.cells:
         for clients in cell.rounds:
@@ -63,10 +70,11 @@ def _row(run: Run, cell: Cell, clients: int) -> list[str]:
         str(cell.systems[clients].batch) if cell.systems[clients].batch > 1 else "",
         *(f"{median[name]:.2f}" for name in ("p50", "p95", "p99")),
         f"{median['rps']:.0f}",
-        f"{median['rps_spread']:.0%}",
+        f"{median['rps_spread']:.0%}" if len(cell.rounds[clients]) > 1 else "",
         f"{median['server_cpu_ms']:.2f}",
         f"{median['client_cpu_ms']:.2f}",
         f"{median['client_cores']:.2f}",
+        f"{median['other_cores']:.2f}",
         f"{memory.get('pss_mb', 0):.0f}",
         f"{median['errors']:.0f}" if median["errors"] else "",
     ]
@@ -91,7 +99,7 @@ def _at_load(run: Run) -> Table:
         latency = each["latency_ms"]
         table.add_row(
             each["name"],
-            f"{each['phases'][0]['offered_rps']:.0f}",
+            f"{each['phases'][0]['wanted_rps']:.0f}",
             f"{each['rps']:.0f}",
             *(f"{latency.get(name, float('nan')):.2f}" for name in ("p50", "p99", "max")),
             str(each["refused"]),
