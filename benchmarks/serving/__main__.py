@@ -33,7 +33,11 @@ def read_settings(arguments: list[str] | None = None) -> Settings:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="about two minutes: 1 round of 1 s, 1 and 32 clients")
+    add(
+        "--quick",
+        action="store_true",
+        help="about two minutes: 1 round of 1 s, 1 and 32 clients, no trials",
+    )
     add("--rounds", type=int, default=standard.rounds, help="all systems are measured so often")
     add("--seconds", type=float, default=standard.seconds, help="of one measurement")
     add("--load-seconds", type=float, default=standard.load_seconds, help="at 80 %% load")
@@ -52,6 +56,7 @@ def read_settings(arguments: list[str] | None = None) -> Settings:
             seconds=1.0 if a.quick else a.seconds,
             warmup=0.3 if a.quick else standard.warmup,
             load_seconds=3.0 if a.quick else a.load_seconds,
+            trials=not a.quick,
             peers=tuple(each for each in a.peers.split(",") if each),
             registry=a.registry,
             data=a.data,
@@ -75,7 +80,11 @@ def benchmark(settings: Settings, console: Console) -> dict[str, Any]:
         Loader(client_cores) as loader,
     ):
         version = make_version(Path(folder))
-        run = Run(settings, version, servers, loader, lambda text: console.print(f"[dim]{text}[/]"))
+
+        def say(text: str) -> None:
+            console.print(f"[dim]{time.monotonic() - started:5.0f} s  {text}[/]", highlight=False)
+
+        run = Run(settings, version, servers, loader, say)
         run.run()
     found = bars(run)
     result = {
@@ -110,7 +119,7 @@ def main() -> int:
     """0: measured, whatever the bars say."""
     settings = read_settings()
     end_on_term()
-    console = Console(width=None if sys.stdout.isatty() else 170)
+    console = Console(width=None if sys.stdout.isatty() else 190)
     benchmark(settings, console)
     return 0
 

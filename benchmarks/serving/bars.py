@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.serving.measure import Run
+from benchmarks.serving.systems import BARE_BATCHING
 
 ECHO_AND_PRODUCT = 1.3
 BEST_PEER = 1.5
@@ -85,6 +86,17 @@ def _throughput(run: Run) -> Iterator[Bar]:
         mine, theirs = cell.median(most)["rps"], best.median(most)["rps"]
         detail = f"{mine:.0f} / {theirs:.0f}, {best.name}{_limit(run, most, bound)}"
         yield Bar(title, mine / theirs, bound, False, detail)
+    yield from _against_queue(run, most)
+
+
+def _against_queue(run: Run, most: int) -> Iterator[Bar]:
+    """The bare peer with batching written by hand: all that a system can do without us."""
+    mine, theirs = run.cell("ours, one process"), run.cell(BARE_BATCHING)
+    if mine is None or theirs is None or not (mine.median(most) and theirs.median(most)):
+        return
+    ours, queue = mine.median(most)["rps"], theirs.median(most)["rps"]
+    title = f"{most} clients, same bytes: requests/s / {BARE_BATCHING}"
+    yield Bar(title, ours / queue, 1.0, False, f"{ours:.0f} / {queue:.0f}")
 
 
 def _limit(run: Run, most: int, bound: float) -> str:

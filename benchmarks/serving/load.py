@@ -204,7 +204,12 @@ class Generator:
         await asyncio.gather(*running)
         await _close(connections)
         costs = _costs(used, own, result, seconds)
-        return result | costs | {"other_cores": round(others / seconds, 3)} | self._verdict(tally)
+        return (
+            result
+            | costs
+            | {"other_cores": round(max(0.0, others / seconds), 3)}
+            | self._verdict(tally)
+        )
 
     async def _client(self, connection: Connection, stop: asyncio.Event, tally: Tally) -> None:
         while not stop.is_set():

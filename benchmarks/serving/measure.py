@@ -17,10 +17,20 @@ from benchmarks.serving.load import Job
 from benchmarks.serving.loader import Loader, LoadError
 from benchmarks.serving.servers import ONE_THREAD, Servers
 from benchmarks.serving.settings import Settings
-from benchmarks.serving.systems import BATCH, TITLES, Ask, Starter, System
+from benchmarks.serving.systems import (
+    BARE,
+    BARE_BATCHING,
+    BATCH,
+    TITLES,
+    Ask,
+    Starter,
+    System,
+)
 from benchmarks.serving.venvs import ROOT, Unavailable
 from benchmarks.serving.version import BenchVersion, open_version
 from benchmarks.serving.workload import Workload, all_blocks, real_devices
+from forward_ofa.data import DataError
+from services.errors import Fault
 
 Say = Callable[[str], None]
 _CALIBRATION_SECONDS = 0.6
@@ -162,10 +172,17 @@ class Run:
         raise Unavailable(f"{name} does not answer rightly: {why[:300]}")
 
     def _add_peer(self, peer: str) -> None:
-        """With and without its batching; for each number of clients the better one stays."""
+        """With and without its batching; for each number of clients the better one stays.
+
+        The bare one has no batching but the one that we wrote for it: that is a line of its own.
+        """
+        if peer == BARE:
+            self._add(TITLES[peer], "same", lambda: self.starter.peer(peer, 1), Ask())
+            self._add(BARE_BATCHING, "same", lambda: self.starter.peer(peer, BATCH), Ask())
+            return
         title = TITLES[peer]
         variants: list[System] = []
-        for batch in (1, BATCH):
+        for batch in (1, BATCH) if self.settings.trials else (BATCH,):
             self.say(f"starting {title}" + (", batching" if batch > 1 else ""))
             try:
                 system = self.starter.peer(peer, batch)
@@ -177,7 +194,9 @@ class Run:
             return
         cell = Cell(title, "same", "float32")
         for clients in self.settings.clients:
-            system = max(variants, key=lambda each: self._quick_rate(each, clients))
+            system = variants[0]
+            if len(variants) > 1:
+                system = max(variants, key=lambda each: self._quick_rate(each, clients))
             job = system.job(self.workload, Ask(), self.loader)
             cell.systems[clients] = system
             cell.jobs[clients] = replace(
@@ -215,7 +234,7 @@ class Run:
             system = self.starter.one_process("ours real", version)
             ask = Ask("float16", held=True)
             self._add_cell(name, "ours", system, ask, workload)
-        except (Unavailable, LoadError, OSError, ValueError) as error:
+        except (Unavailable, LoadError, OSError, ValueError, Fault, DataError) as error:
             self.skipped[name] = str(error)
             return
         same = version.config.blocks == self.version.config.blocks

@@ -226,7 +226,9 @@ def main() -> None:
         known = {field.name for field in fields(Costs)}
         costs = replace(costs, **{name: raw[name] for name in raw if name in known})
     print(f"{arguments.cores} cores, {costs}")
-    print(f"{'layout':52} {'requests/s':>10} {'a core':>7} {'p50 ms':>7} {'p99 ms':>7} {'batch':>6}")
+    print(
+        f"{'layout':52} {'requests/s':>10} {'a core':>7} {'p50 ms':>7} {'p99 ms':>7} {'batch':>6}"
+    )
     for layout in layouts(arguments.cores):
         found = capacity(arguments.cores, layout, costs)
         print(

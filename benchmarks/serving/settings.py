@@ -15,7 +15,8 @@ RESULTS = ROOT / "benchmarks" / "serving" / "results"
 @dataclass(frozen=True)
 class Settings:
     """clients: how many at once, one measurement each. rounds: all systems are measured in
-    turns so many times. seconds: of one measurement. peers: which to compare with.
+    turns so many times. seconds: of one measurement. trials: peers that
+    have batching are tried without it too. peers: which to compare with.
     registry, data: a trained version and the log it was trained on, for real paths.
     pin: servers on all cores but the last, the load generator on the last one: else the two
     take time from each other, and what is measured is the scheduler. ours: more options of
@@ -27,6 +28,7 @@ class Settings:
     seconds: float = 4.0
     warmup: float = 0.5
     load_seconds: float = 20.0
+    trials: bool = True
     peers: tuple[str, ...] = PEER_NAMES
     registry: Path | None = None
     data: str | None = None

@@ -187,6 +187,8 @@ _PEERS: dict[str, tuple[str, str, str, Make]] = {
     "litserve": ("http", "/predict", "plain", _json),
 }
 PEER_NAMES = tuple(_PEERS)
+BARE = "grpc_torch"
+BARE_BATCHING = "bare, with a batching queue"
 TITLES = {
     "grpc_torch": "bare grpc.aio + torch",
     "mlserver": "MLServer",
