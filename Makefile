@@ -30,6 +30,18 @@ demo: $(RUNTIME) ## the whole thing in minutes; DATA=path or name of a log, ARGS
 serve: $(RUNTIME) ## serve the version that the last demo made, until Ctrl-C; ARGS=--help for more
 	@$(BIN)/forward-ofa serve --metrics 127.0.0.1:9464 $(ARGS)
 
+.PHONY: bench
+bench: $(DEV) ## serving speed beside four peers and two floors, 20 minutes; ARGS=--quick: 2
+	@$(BIN)/python -m benchmarks.serving $(ARGS)
+
+.PHONY: soak
+soak: $(DEV) ## 15 minutes at 80 % load with a real Redis: nothing fails, nothing grows
+	@$(BIN)/python -m benchmarks.serving.soak $(ARGS)
+
+.PHONY: overload
+overload: $(DEV) ## 5 times the capacity: who is accepted waits little, the rest is refused at once
+	@$(BIN)/python -m benchmarks.serving.overload $(ARGS)
+
 .PHONY: test
 test: checks ## every check: lint, types, import rules, protos, tests (but the slow ones)
 	$(BIN)/pytest -m 'not slow' $(ARGS)
