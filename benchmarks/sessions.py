@@ -116,11 +116,11 @@ def keep() -> None:
     )
     text = "\n".join(item_ids[row] for row in rows.tolist()).encode()
     for name in ("float16", "int8"):
-        payload = text + encode_rows(items[rows], name)  # type: ignore[arg-type]
+        payload = text + encode_rows(items[rows], name)
 
         def write(name: str = name) -> object:
             listed = "\n".join([item_ids[row] for row in rows.tolist()]).encode()
-            return listed + encode_rows(items[rows], name)  # type: ignore[arg-type]
+            return listed + encode_rows(items[rows], name)
 
         def read(name: str = name, payload: bytes = payload) -> object:
             listed = payload[: len(text)].decode().split("\n")
