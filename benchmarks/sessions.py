@@ -25,7 +25,7 @@ import numpy as np
 
 from forward_ofa_device import Device
 from forward_ofa_device.rows import decode_rows, encode_rows
-from services.ports import SessionCandidates
+from services.ports import Encoding, SessionCandidates
 from services.registry.files import FileRegistry
 from services.sessions.codec import decode, encode
 
@@ -118,7 +118,7 @@ def keep() -> None:
     for name in ("float16", "int8"):
         payload = text + encode_rows(items[rows], name)
 
-        def write(name: str = name) -> object:
+        def write(name: Encoding = name) -> object:
             listed = "\n".join([item_ids[row] for row in rows.tolist()]).encode()
             return listed + encode_rows(items[rows], name)
 

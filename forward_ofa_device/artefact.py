@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -43,17 +43,17 @@ class BlockLayout:
     def of(cls, specs: Sequence[ParameterSpec]) -> BlockLayout:
         return cls(tuple(specs))
 
-    @property
+    @cached_property
     def size(self) -> int:
         """P: values of a block."""
         return sum(spec.size for spec in self.specs)
 
-    @property
+    @cached_property
     def matrix_size(self) -> int:
         """M: matrix entries."""
         return sum(spec.size for spec in self.specs if spec.kind == "matrix")
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """C: output columns of all matrices."""
         return sum(spec.shape[-1] for spec in self.specs if spec.kind == "matrix")

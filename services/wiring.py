@@ -32,6 +32,7 @@ from services.runtime.files import write_atomically
 from services.runtime.http import HttpEndpoint
 from services.runtime.logs import log
 from services.runtime.metrics import Metrics
+from services.runtime.process import keep_freed_memory, use_one_blas_thread
 from services.runtime.server import Server
 from services.runtime.settings import SettingsError
 from services.runtime.tracing import TracedAssembler, TracedMapper, Tracing
@@ -136,6 +137,8 @@ async def serve(settings: ServeSettings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    keep_freed_memory()
+    use_one_blas_thread()
     running = await start(settings)
     if settings.exit_with is not None:
         orphaned = asyncio.create_task(_when_orphaned(settings.exit_with))

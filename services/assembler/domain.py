@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from forward_ofa_device.artefact import BlockLayout, artefact_header
 from forward_ofa_device.backbones import build
@@ -16,6 +16,7 @@ from services.errors import Fault, Reason
 from services.ports import (
     AssembledNetwork,
     Buffer,
+    Encoding,
     GeneratedBlocks,
     GenerationRequest,
     Mapper,
@@ -25,23 +26,31 @@ from services.registry.contract import PublishedVersion
 from services.versions import Versions
 from services.wire import artefact_field
 
+_MOST_HEADERS = 4096
+
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What assembling for one version takes: no tensors. blocks: L, hidden: D."""
+    """What assembling for one version takes: no tensors. blocks: L, hidden: D.
 
+    headers: those that were made, by path and encoding.
+    """
+
+    version: str
     backbone: str
     blocks: int
     hidden: int
     layout: BlockLayout
     block_flops: Flops
     fixed_flops: Flops
+    headers: dict[tuple[tuple[bool, ...], Encoding], bytes] = field(default_factory=dict)
 
     @classmethod
     def load(cls, published: PublishedVersion) -> Blueprint:
         config = published.manifest.backbone
         backbone = build(config)
         return cls(
+            published.manifest.version,
             config.name,
             config.blocks,
             config.hidden,
@@ -49,6 +58,15 @@ class Blueprint:
             backbone.block_flops(),
             backbone.fixed_flops(),
         )
+
+    def header(self, path: tuple[bool, ...], encoding: Encoding) -> bytes:
+        """What an artefact begins with."""
+        known = self.headers.get((path, encoding))
+        if known is None:
+            known = artefact_header(self.version, self.backbone, path, encoding, self.layout)
+            if len(self.headers) < _MOST_HEADERS:
+                self.headers[path, encoding] = known
+        return known
 
     def flops(self, kept: int) -> Flops:
         """One forward pass of a network with so many blocks."""
@@ -73,9 +91,7 @@ class LocalAssembler:
         asked = time.perf_counter()
         generated = await self._mapper.generate(replace(request, timeout=timeout))
         answered = time.perf_counter()
-        header = artefact_header(
-            request.version, blueprint.backbone, path, request.encoding, blueprint.layout
-        )
+        header = blueprint.header(path, request.encoding)
         expected = sum(path) * blueprint.layout.encoded_bytes(request.encoding)
         if sum(len(piece) for piece in generated.payload) != expected:
             # A mapper of another build could answer with other blocks than the header names.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -48,10 +49,10 @@ class CandidateList:
     base_etag: str = ""
     held_positions: bytes = b""
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Ids, embeddings and positions."""
-        ids = sum(len(item.encode()) for item in self.item_ids)
+        ids = len("".join(self.item_ids).encode())
         return len(self.embeddings) + len(self.held_positions) + ids
 
 

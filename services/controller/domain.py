@@ -80,6 +80,23 @@ class NetworkReply:
     current_version: str
 
 
+class _Series:
+    """The time series of a network request, looked up once."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.paper_flops = metrics.device_flops.labels("paper")
+        self.true_flops = metrics.device_flops.labels("true")
+        self.generation_flops = metrics.generation_flops
+        self.kept_blocks = metrics.kept_blocks
+        self.artefact_bytes = metrics.response_bytes.labels("artefact")
+        self.candidate_bytes = metrics.response_bytes.labels("candidates")
+        self.queue = metrics.stage_seconds.labels("queue")
+        self.map = metrics.stage_seconds.labels("map")
+        self.assemble = metrics.stage_seconds.labels("assemble")
+        self.retrieve = metrics.stage_seconds.labels("retrieve")
+        self.total = metrics.stage_seconds.labels("total")
+
+
 class Controller:
     """See ControllerService in controller.proto; knows no transport."""
 
@@ -93,6 +110,7 @@ class Controller:
     ) -> None:
         self._versions, self._assembler, self._finder = versions, assembler, finder
         self._settings, self._metrics = settings, metrics
+        self._series = _Series(metrics)
 
     async def request_network(self, request: NetworkRequest) -> NetworkReply:
         """One network and its candidates. Raises Fault."""
@@ -190,22 +208,18 @@ class Controller:
         return network, max(cost.assemble_us, _us_since(asked) - elsewhere)
 
     def _observe(self, reply: NetworkReply, kept: int) -> None:
-        cost, metrics = reply.network.cost, self._metrics
-        metrics.device_flops.labels("paper").observe(cost.paper_device_flops)
-        metrics.device_flops.labels("true").observe(cost.true_device_flops)
-        metrics.generation_flops.observe(cost.generation_flops)
-        metrics.kept_blocks.observe(kept)
-        metrics.response_bytes.labels("artefact").observe(cost.artefact_bytes)
-        metrics.response_bytes.labels("candidates").observe(reply.candidates.bytes)
-        stages = {
-            "queue": cost.queue_us,
-            "map": cost.map_us,
-            "assemble": reply.assemble_us,
-            "retrieve": reply.retrieve_us,
-            "total": reply.total_us,
-        }
-        for name, microseconds in stages.items():
-            metrics.stage_seconds.labels(name).observe(microseconds / 1e6)
+        cost, series = reply.network.cost, self._series
+        series.paper_flops.observe(cost.paper_device_flops)
+        series.true_flops.observe(cost.true_device_flops)
+        series.generation_flops.observe(cost.generation_flops)
+        series.kept_blocks.observe(kept)
+        series.artefact_bytes.observe(cost.artefact_bytes)
+        series.candidate_bytes.observe(reply.candidates.bytes)
+        series.queue.observe(cost.queue_us / 1e6)
+        series.map.observe(cost.map_us / 1e6)
+        series.assemble.observe(reply.assemble_us / 1e6)
+        series.retrieve.observe(reply.retrieve_us / 1e6)
+        series.total.observe(reply.total_us / 1e6)
 
 
 def _us_since(moment: float) -> int:

@@ -18,6 +18,10 @@ from services.registry.contract import PublishedVersion
 from services.runtime.metrics import Metrics
 from services.versions import Versions
 
+# About a millisecond of one core: so long may a lone request keep the event loop.
+_HERE_FLOPS = 12_000_000
+_CALM, _PROBE_EVERY = 8, 16
+
 
 @dataclass(frozen=True)
 class MappedVersion:
@@ -53,6 +57,7 @@ class LocalMapper:
         self._versions, self._metrics = versions, metrics
         self._limit = settings.workers + settings.queue
         self._pending = 0
+        self._alone = 0
         self._workers = Workers(settings.workers, settings.max_batch, metrics)
 
     async def generate(self, request: GenerationRequest) -> GeneratedBlocks:
@@ -77,7 +82,10 @@ class LocalMapper:
             # A caller that goes away, or whose time is up, cancels the future: the workers
             # then leave its blocks out of their next batches.
             async with asyncio.timeout(request.timeout):
-                self._workers.submit(generation)
+                if self._is_alone(networks.flops(len(generation.blocks))):
+                    self._workers.generate_here(generation)
+                else:
+                    self._workers.submit(generation)
                 await done
         except TimeoutError as error:
             raise Fault(Reason.DEADLINE, detail="waiting for a mapper worker") from error
@@ -89,6 +97,18 @@ class LocalMapper:
             _us(generation.started - generation.queued),
             _us(generation.finished - generation.started),
         )
+
+    def _is_alone(self, flops: int) -> bool:
+        """Whether to generate at once in the event loop, since nobody else is there.
+
+        Then waking a thread and handing the interpreter lock to and fro would cost as much as
+        the products of a small network. A busy loop looks alone too: it generates before it
+        reads the next request. So every few times the workers get one, and if another request
+        comes in meanwhile, they get all until it is quiet again.
+        """
+        self._alone = self._alone + 1 if self._pending == 1 else 0
+        calm = self._alone > _CALM and self._alone % _PROBE_EVERY
+        return bool(calm) and flops <= _HERE_FLOPS
 
     def close(self) -> None:
         """Drops what waits, ends the workers."""

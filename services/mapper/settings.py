@@ -9,6 +9,13 @@ from typing import Literal
 from services.runtime.settings import SettingsError
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class MapperSettings:
     """workers: threads that generate; one a core by default.
@@ -20,7 +27,7 @@ class MapperSettings:
     torch_threads: threads of one product; more than 1 only pays for very large blocks.
     """
 
-    workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
+    workers: int = field(default_factory=usable_cores)
     queue: int = 256
     max_batch: int = 32
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -8,10 +8,12 @@ that is queued for it. Callers who have gone are dropped when a batch is formed.
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +24,8 @@ from services.mapper.encoding import BlockEncoder
 from services.mapper.hypernetworks import BlockHypernetworks
 from services.ports import Encoding
 from services.runtime.metrics import Metrics
+
+_NICE = 10
 
 
 @dataclass(eq=False)
@@ -50,6 +54,7 @@ class Generation:
 
 _Key = tuple[BlockHypernetworks, int]
 _Job = tuple[Generation, int]
+_Jobs = list[_Job]
 
 
 class Workers:
@@ -65,6 +70,7 @@ class Workers:
         self._queues: OrderedDict[_Key, deque[_Job]] = OrderedDict()
         self._changed = threading.Condition()
         self._closed = False
+        self._scratch = _Scratch(1)
         metrics.queue_age.set_function(self._oldest_age)
         self._threads = [
             threading.Thread(target=self._run, name=f"mapper-{n}", daemon=True)
@@ -81,6 +87,17 @@ class Workers:
                 self._queues.setdefault(key, deque()).append((generation, slot))
             self._changed.notify(len(generation.blocks))
 
+    def generate_here(self, generation: Generation) -> None:
+        """The same at once, in the calling thread."""
+        generation.started = time.perf_counter()
+        with torch.inference_mode():
+            for slot, block in enumerate(generation.blocks):
+                (made,) = self._scratch.generate(generation.networks, block, [generation])
+                generation.payloads[slot] = made
+        generation.finished = time.perf_counter()
+        self._metrics.batch_size.observe(1)
+        generation.done.set_result(None)
+
     def close(self) -> None:
         """Drops what waits, ends the threads."""
         with self._changed:
@@ -96,60 +113,84 @@ class Workers:
         return time.perf_counter() - min(heads) if heads else 0.0
 
     def _run(self) -> None:
+        _step_back()
         scratch = _Scratch(self._max_batch)
         with torch.inference_mode():
-            while (taken := self._take()) is not None:
-                (networks, block), jobs = taken
-                try:
-                    payloads = scratch.generate(networks, block, [job for job, _ in jobs])
-                except Exception as error:
-                    self._tell([job for job, _ in jobs], error)
-                else:
-                    self._finish(jobs, payloads)
+            while batches := self._take():
+                finished: list[tuple[_Jobs, list[bytes]]] = []
+                for (networks, block), jobs in batches:
+                    try:
+                        made = scratch.generate(networks, block, [job for job, _ in jobs])
+                    except Exception as error:
+                        self._tell([job for job, _ in jobs], error)
+                    else:
+                        finished.append((jobs, made))
+                self._finish(finished)
                 # Nothing of a version stays here once its last request is done.
-                del networks, jobs, taken
+                networks = jobs = made = batches = finished = None  # type: ignore[assignment]
 
-    def _take(self) -> tuple[_Key, list[_Job]] | None:
-        """The block that waits longest with what is queued for it; None at the end."""
-        jobs: list[_Job] = []
+    def _take(self) -> list[tuple[_Key, _Jobs]]:
+        """This worker's share of the blocks that wait, longest first; empty at the end.
+
+        A share and not one block: a worker is woken once for all blocks of a lone request.
+        """
+        taken: list[tuple[_Key, _Jobs]] = []
         with self._changed:
-            while not jobs:
+            while not taken:
                 while not self._queues:
                     if self._closed:
-                        return None
+                        return []
                     self._changed.wait()
-                key, queue = self._queues.popitem(last=False)
                 now = time.perf_counter()
-                while queue and len(jobs) < self._max_batch:
-                    generation, slot = queue.popleft()
-                    if generation.done.done():
-                        self._metrics.dropped_blocks.inc()
-                        continue
-                    generation.started = generation.started or now
-                    jobs.append((generation, slot))
-                if queue:
-                    self._queues[key] = queue
-                elif not jobs:
-                    del key, queue
-        self._metrics.batch_size.observe(len(jobs))
-        return key, jobs
+                for _ in range(-(-len(self._queues) // len(self._threads))):
+                    key, queue = self._queues.popitem(last=False)
+                    if jobs := self._batch(queue, now):
+                        taken.append((key, jobs))
+                    if queue:
+                        self._queues[key] = queue
+        for _, jobs in taken:
+            self._metrics.batch_size.observe(len(jobs))
+        return taken
 
-    def _finish(self, jobs: Sequence[_Job], payloads: Iterator[bytes]) -> None:
+    def _batch(self, queue: deque[_Job], now: float) -> _Jobs:
+        """What is queued, without those who have gone."""
+        jobs: _Jobs = []
+        while queue and len(jobs) < self._max_batch:
+            generation, slot = queue.popleft()
+            if generation.done.done():
+                self._metrics.dropped_blocks.inc()
+                continue
+            generation.started = generation.started or now
+            jobs.append((generation, slot))
+        return jobs
+
+    def _finish(self, finished: Sequence[tuple[_Jobs, Sequence[bytes]]]) -> None:
         whole = []
         now = time.perf_counter()
         with self._changed:
-            for (generation, slot), payload in zip(jobs, payloads, strict=True):
-                generation.payloads[slot] = payload
-                generation.missing -= 1
-                if not generation.missing:
-                    generation.finished = now
-                    whole.append(generation)
+            for jobs, payloads in finished:
+                for (generation, slot), payload in zip(jobs, payloads, strict=True):
+                    generation.payloads[slot] = payload
+                    generation.missing -= 1
+                    if not generation.missing:
+                        generation.finished = now
+                        whole.append(generation)
         if whole:
             self._tell(whole, None)
 
     def _tell(self, generations: Sequence[Generation], error: Exception | None) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_resolve, generations, error)
+
+
+def _step_back() -> None:
+    """Let the event loop's threads go first where cores are scarce.
+
+    While requests wait to be read, reading them makes the next batch larger; a product started
+    before that would read all weights for one of them. With idle cores nothing changes.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _resolve(generations: Sequence[Generation], error: Exception | None) -> None:
@@ -172,27 +213,23 @@ class _Scratch:
 
     def generate(
         self, networks: BlockHypernetworks, block: int, batch: Sequence[Generation]
-    ) -> Iterator[bytes]:
+    ) -> list[bytes]:
         """The payload of one block for each request of the batch, in its order."""
         rows, out = self._buffers(len(batch), networks)
-        # Equal encodings side by side, so that each is one call.
-        order = sorted(range(len(batch)), key=lambda index: batch[index].encoding)
         view = rows.numpy()
-        for place, index in enumerate(order):
-            view[place] = batch[index].row
+        for place, generation in enumerate(batch):
+            view[place] = generation.row
         networks.multiply(block, rows, out)
+        encodings = {generation.encoding for generation in batch}
+        if len(encodings) == 1:
+            return batch[0].encoder.encode(out, batch[0].encoding)
         payloads = [b""] * len(batch)
-        start = 0
-        while start < len(order):
-            encoding = batch[order[start]].encoding
-            end = start
-            while end < len(order) and batch[order[end]].encoding == encoding:
-                end += 1
-            made = batch[order[start]].encoder.encode(out[start:end], encoding)
-            for index, payload in zip(order[start:end], made, strict=True):
-                payloads[index] = payload
-            start = end
-        return iter(payloads)
+        for encoding in encodings:
+            places = [n for n, generation in enumerate(batch) if generation.encoding == encoding]
+            made = batch[0].encoder.encode(out[places], encoding)
+            for place, payload in zip(places, made, strict=True):
+                payloads[place] = payload
+        return payloads
 
     def _buffers(self, n: int, networks: BlockHypernetworks) -> tuple[Tensor, Tensor]:
         width, size = networks.hidden + 1, networks.layout.size
