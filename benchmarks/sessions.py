@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from forward_ofa_device import Device
+from forward_ofa_device.artefact import Encoding
 from forward_ofa_device.rows import decode_rows, encode_rows
 from services.ports import SessionCandidates
 from services.registry.files import FileRegistry
@@ -118,7 +119,7 @@ def keep() -> None:
     for name in ("float16", "int8"):
         payload = text + encode_rows(items[rows], name)
 
-        def write(name: str = name) -> object:
+        def write(name: Encoding = name) -> object:
             listed = "\n".join([item_ids[row] for row in rows.tolist()]).encode()
             return listed + encode_rows(items[rows], name)
 

@@ -16,7 +16,6 @@ from benchmarks.serving.load import Job
 from benchmarks.serving.servers import ONE_THREAD
 from benchmarks.serving.venvs import ROOT
 
-
 _PATIENCE = 120.0
 """Seconds beyond what a job lasts: at an overload, replies come late."""
 
