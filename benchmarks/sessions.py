@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from forward_ofa_device import Device
+from forward_ofa_device.artefact import Encoding
 from forward_ofa_device.rows import decode_rows, encode_rows
 from services.ports import Encoding, SessionCandidates
 from services.registry.files import FileRegistry

@@ -19,15 +19,18 @@ import random
 import struct
 import sys
 import time
+from bisect import bisect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from benchmarks.serving import messages, procs
 from benchmarks.serving.messages import BadReply, Payloads
+from benchmarks.serving.tally import Tally, percentiles
 from benchmarks.serving.transports import Connection, Refused, connect
 from forward_ofa_device.artefact import BlockLayout, Encoding, unpack_path
 from forward_ofa_device.backbones import build
@@ -129,38 +132,6 @@ class Expectations:
             1.0, *map(abs, ends)
         )
         return ends[0], ends[1], bound
-
-
-@dataclass
-class Tally:
-    """What happened in a window. Seconds."""
-
-    latencies: list[float] = field(default_factory=list)
-    refusals: list[float] = field(default_factory=list)
-    errors: Counter[str] = field(default_factory=Counter)
-
-    def summary(self, seconds: float) -> dict[str, Any]:
-        """Counts, requests a second, milliseconds."""
-        return {
-            "ok": len(self.latencies),
-            "refused": len(self.refusals),
-            "errors": sum(self.errors.values()),
-            "error_texts": dict(self.errors.most_common(5)),
-            "seconds": round(seconds, 4),
-            "rps": round(len(self.latencies) / seconds, 2) if seconds else 0.0,
-            "latency_ms": percentiles(self.latencies),
-            "refusal_ms": percentiles(self.refusals),
-        }
-
-
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p95, p99, mean and max in milliseconds; empty for nothing."""
-    if not seconds:
-        return {}
-    values = np.asarray(seconds) * 1e3
-    shown = {f"p{q}": float(np.percentile(values, q)) for q in (50, 90, 95, 99)}
-    shown |= {"mean": float(values.mean()), "max": float(values.max())}
-    return {name: round(value, 4) for name, value in shown.items()}
 
 
 class Generator:
@@ -307,12 +278,15 @@ class _OpenLoop:
         self._phases: dict[int, Tally] = {}
         self._lags: list[float] = []
         self._not_sent: Counter[int] = Counter()
+        self._answered: Counter[int] = Counter()
+        self._ends: list[float] = []
         self._started = 0.0
         self.total = Tally()
 
     async def run(self, phases: Sequence[tuple[float, float]], started: float) -> None:
         rng, tasks, sent = random.Random(len(self._connections)), set[asyncio.Task[None]](), 0
         self._started, due, end = started, started, started
+        self._ends = list(accumulate(seconds for seconds, _ in phases))
         for phase, (seconds, rate) in enumerate(phases):
             end, due = end + seconds, end
             while (due := due + rng.expovariate(rate)) < end:
@@ -346,17 +320,22 @@ class _OpenLoop:
             for tally in tallies:
                 tally.errors[_text(error)] += 1
         else:
+            ended = time.perf_counter()
+            self._answered[bisect(self._ends, ended - self._started)] += 1
             for tally in tallies:
-                tally.latencies.append(time.perf_counter() - due)
+                tally.latencies.append(ended - due)
 
     def report(self, phases: Sequence[tuple[float, float]]) -> dict[str, Any]:
-        """lag_ms: how late requests left. not_sent: those that would have left far too late,
+        """A phase counts the requests that were due in it, whenever they were answered, and
+        apart from that what was answered while it lasted. lag_ms: how late requests left.
+        not_sent: those that would have left far too late,
         or with too many under way: this process could not keep up."""
         return {
             "phases": [
                 {
                     "wanted_rps": rate,
                     "not_sent": self._not_sent[index],
+                    "answered_meanwhile_rps": round(self._answered[index] / seconds, 2),
                     **self._phases.get(index, Tally()).summary(seconds),
                 }
                 for index, (seconds, rate) in enumerate(phases)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from typing import Any
 from benchmarks.serving.load import Job
 from benchmarks.serving.servers import ONE_THREAD
 from benchmarks.serving.venvs import ROOT
+
+_PATIENCE = 120.0
+"""Seconds beyond what a job lasts: at an overload, replies come late."""
 
 
 class LoadError(RuntimeError):
@@ -53,6 +57,10 @@ class Loader:
             raise LoadError("the load generator has no pipes")
         self._process.stdin.write(json.dumps(asdict(job)) + "\n")
         self._process.stdin.flush()
+        phases = sum(seconds for seconds, _ in job.phases)
+        patience = _PATIENCE + job.warmup + job.seconds + phases
+        if not select.select([self._process.stdout], [], [], patience)[0]:
+            raise LoadError(f"the load generator gave no result in {patience:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise LoadError(f"the load generator ended with {self._process.wait()}")

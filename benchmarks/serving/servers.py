@@ -20,7 +20,7 @@ import psutil
 from benchmarks.serving import procs
 from benchmarks.serving.venvs import ROOT, Unavailable
 
-READY_SECONDS = 60.0
+READY_SECONDS = 120.0
 _STOP_SECONDS = 5.0
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 

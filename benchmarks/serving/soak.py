@@ -79,6 +79,9 @@ def early_and_late(samples: list[Sample], name: str) -> tuple[float, float]:
 def checks(samples: list[Sample], result: dict[str, Any], rate: float, ttl: float) -> list[Check]:
     """What a soak must show."""
     found = [Check("errors", str(result["errors"]), "0", not result["errors"])]
+    sent = result["ok"] + result["refused"] + result["errors"]
+    missed = result["not_sent"] / max(1, sent + result["not_sent"])
+    found.append(Check("not sent: no time", f"{missed:.2%}", "<= 5%", missed <= 0.05))
     share = result["refused"] / max(1, result["ok"] + result["refused"])
     found.append(
         Check("refused", f"{share:.3%}", f"<= {_MOST_REFUSED:.1%}", share <= _MOST_REFUSED)
@@ -163,7 +166,8 @@ def _soak(a: argparse.Namespace, settings: Settings, server: RedisServer, consol
     latency = result["latency_ms"]
     console.print(
         f"{result['ok']} answers, {result['rps']:.0f}/s, p50 {latency['p50']:.1f} ms, "
-        f"p99 {latency['p99']:.1f} ms, not sent {result['not_sent']}; {result['error_texts']}"
+        f"p99 {latency['p99']:.1f} ms; requests left up to {result['lag_ms']['p99']:.1f} ms late "
+        f"(p99), {result['not_sent']} were not sent; {result['error_texts']}"
     )
     found = checks(samples, result, rate, a.session_ttl)
     raw = {"capacity": capacity, "samples": [each.as_dict() for each in samples], **result}
