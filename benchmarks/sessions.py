@@ -26,7 +26,7 @@ import numpy as np
 from forward_ofa_device import Device
 from forward_ofa_device.artefact import Encoding
 from forward_ofa_device.rows import decode_rows, encode_rows
-from services.ports import Encoding, SessionCandidates
+from services.ports import SessionCandidates
 from services.registry.files import FileRegistry
 from services.sessions.codec import decode, encode
 

@@ -129,6 +129,7 @@ def _add_operations(parser: argparse.ArgumentParser) -> None:
     tracing = TracingSettings()
     add("--target-ms", type=float, default=limits.target_ms, help="above, fewer calls at once; 0")
     add("--min-concurrent", type=int, default=limits.min_concurrent, help="calls, never fewer")
+    add("--max-waiting", type=int, default=limits.max_waiting, help="calls not looked at yet")
     add("--max-downloads", type=int, default=limits.max_downloads, help="bundles at once")
     add("--download-rate", type=float, default=limits.download_rate, help="bytes/s of all; 0")
     add("--stream-rate", type=float, default=limits.stream_rate, help="bytes/s of a download; 0")
@@ -202,6 +203,7 @@ def _read_server(a: argparse.Namespace) -> ServerSettings:
         admission=AdmissionSettings(
             target_ms=a.target_ms,
             min_concurrent=a.min_concurrent,
+            max_waiting=a.max_waiting,
             max_downloads=a.max_downloads,
             download_rate=a.download_rate,
             stream_rate=a.stream_rate,

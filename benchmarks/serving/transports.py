@@ -46,7 +46,8 @@ class GrpcConnection:
         try:
             reply: bytes = await self._call(request, timeout=30.0)
         except grpc.aio.AioRpcError as error:
-            if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            # CANCELLED: gRPC had no place for it even to wait (docs/errors.md).
+            if error.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED):
                 raise Refused(error.details()) from error
             raise RuntimeError(f"{error.code().name}: {error.details()}") from error
         return reply

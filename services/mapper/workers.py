@@ -25,7 +25,7 @@ from services.mapper.hypernetworks import BlockHypernetworks
 from services.ports import Encoding
 from services.runtime.metrics import Metrics
 
-_NICE = 10
+_NICE = 4
 
 
 @dataclass(eq=False)

@@ -17,6 +17,7 @@ _SHORTEST_RETRY, _LONGEST_RETRY = 0.1, 30.0
 _FIRST_GUESS = 0.01
 """Seconds of a call before one was measured."""
 _CUT = 0.9
+_STEEPEST = 0.5
 _SURE = 16
 """Calls that have to be measured before a deadline is called impossible."""
 
@@ -24,7 +25,10 @@ _SURE = 16
 @dataclass(frozen=True)
 class AdmissionSettings:
     """target_ms: the limit of calls at once shrinks towards min_concurrent while calls take
-        longer than this, and grows back after; 0: the limit stays max_concurrent_requests.
+        longer than this, and grows back after; calls are refused while others wait longer than
+        this to be looked at. 0: the limit stays max_concurrent_requests.
+    max_waiting: calls that may wait to be looked at. gRPC itself ends those beyond, with
+        CANCELLED: refusing them ourselves would take the time that the others need.
     min_concurrent: the limit never shrinks below this.
     max_downloads: bundle downloads at once; more are refused with OVERLOADED.
     download_rate: bytes a second of all downloads together; 0: no limit.
@@ -34,7 +38,8 @@ class AdmissionSettings:
     """
 
     target_ms: float = 100.0
-    min_concurrent: int = 64
+    min_concurrent: int = 32
+    max_waiting: int = 128
     max_downloads: int = 256
     download_rate: float = 0.0
     stream_rate: float = 0.0
@@ -42,8 +47,8 @@ class AdmissionSettings:
     max_download_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        if self.min_concurrent < 1 or self.max_downloads < 1:
-            raise SettingsError("min_concurrent and max_downloads must be at least 1")
+        if min(self.min_concurrent, self.max_waiting, self.max_downloads) < 1:
+            raise SettingsError("min_concurrent, max_waiting and max_downloads are at least 1")
         for name in ("target_ms", "download_rate", "stream_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be a number and not negative; 0: no limit")
@@ -55,8 +60,9 @@ class AdmissionSettings:
 class Admission:
     """A limit of calls at once, adapted to how long they take, and when the refused may return.
 
-    Additive increase, multiplicative decrease: a call above the target cuts the limit by a
-    tenth, at most once in the time of a call; each good call at a busy moment adds 1 / limit.
+    Additive increase, multiplicative decrease: a call above the target cuts the limit by as
+    much as it was too slow, to half at most, and at most once in the time of a call or of the
+    target; each good call at a busy moment adds 1 / limit.
     """
 
     def __init__(
@@ -72,8 +78,11 @@ class Admission:
         self._last_cut = 0.0
         self._returning, self._returning_at = 0.0, 0.0
 
-    def enter(self) -> None:
-        """Raises Fault OVERLOADED with a window if too many run."""
+    def enter(self, waited: float = 0.0) -> None:
+        """Raises Fault OVERLOADED with a window if too many run, or calls wait too long to be
+        looked at. waited: seconds."""
+        if self._target and waited > self._target:
+            raise Fault(Reason.OVERLOADED, retry=self.window(), detail=f"calls wait {waited:.2f} s")
         if self.running >= self.limit:
             raise Fault(
                 Reason.OVERLOADED, retry=self.window(), detail=f"{int(self.limit)} calls at once"
@@ -93,9 +102,10 @@ class Admission:
     def _adapt(self, seconds: float) -> None:
         if seconds > self._target:
             now = time.monotonic()
-            if now - self._last_cut > self._mean:
+            if now - self._last_cut > min(self._mean, self._target):
                 self._last_cut = now
-                self.limit = max(self._least, min(self.limit, self.running) * _CUT)
+                kept = max(_STEEPEST, self._target / seconds)
+                self.limit = max(self._least, min(self.limit, self.running) * kept)
         elif 2 * self.running >= self.limit:
             self.limit = min(self._most, self.limit + 1 / self.limit)
 

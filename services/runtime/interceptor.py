@@ -32,6 +32,8 @@ _LOGGER = logging.getLogger(__name__)
 _OURS = "/forward_ofa_api."
 _DEVICES = "/forward_ofa_api.controller."
 _Context = grpc.aio.ServicerContext[Any, Any]
+# A line for each would cost more than the refusal; the metrics count them.
+_QUIET = {Reason.OVERLOADED: logging.DEBUG, Reason.RATE_LIMITED: logging.DEBUG}
 _OUR_FAULT = {Reason.INTERNAL, Reason.CORRUPT_VERSION}
 _CERTIFICATE_NAMES = ("x509_subject_alternative_name", "x509_common_name")
 # These took as long as a call takes; others end early.
@@ -46,7 +48,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
     it. Health and reflection pass, but read rubbish as an empty request. A handler may answer
     with bytes: a message that it has serialised already.
 
-    access: the door for devices' calls. tracing: None makes no spans.
+    access: the door for devices' calls. tracing: None makes no spans. waited: seconds that
+    calls wait before they come here.
     """
 
     def __init__(
@@ -55,8 +58,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
         settings: ServerSettings,
         access: Access | None = None,
         tracing: Tracing | None = None,
+        waited: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self.metrics, self.tracing = metrics, tracing
+        self.metrics, self.tracing, self.waited = metrics, tracing, waited
         self.access = access
         self.client_names = frozenset(name.encode() for name in settings.tls_client_names)
         limits = settings.admission
@@ -230,7 +234,7 @@ class _Call:
             left = self.alarm = method.seconds
         method.admission.check_deadline(left)
         deadline.set(time.monotonic() + left)
-        method.admission.enter()
+        method.admission.enter(method.guard.waited())
         self._admitted = True
 
     def end(self, code: str, sent: int = 0, reason: str = "") -> None:
@@ -275,7 +279,7 @@ class _Call:
 
     def _log(self, fault: Fault, error: BaseException) -> None:
         ours = fault.reason in _OUR_FAULT
-        level = logging.ERROR if ours else logging.INFO
+        level = logging.ERROR if ours else _QUIET.get(fault.reason, logging.INFO)
         text = str(error) if ours else fault.detail
         name, reason = self._method.name, str(fault.reason)
         log(_LOGGER, level, "call failed", method=name, reason=reason, detail=text)

@@ -14,13 +14,11 @@ from services.runtime.checks import SettingsError, split_address
 from services.runtime.health import POLL_SECONDS, Health
 from services.runtime.interceptor import CallGuard
 from services.runtime.metrics import Metrics
+from services.runtime.probe import QueueProbe
 from services.runtime.settings import Ready, ServerSettings
 from services.runtime.tls import Identity, server_credentials, watch_identity
 from services.runtime.tracing import Tracing
 from services.runtime.watched import Watched
-
-# Calls that wait to be looked at. Beyond, gRPC cancels them without a word of ours.
-_PENDING_CALLS = 10_000
 
 
 class Server:
@@ -43,13 +41,16 @@ class Server:
         self.settings, self._metrics = settings, metrics
         self._identity = _identity(settings, metrics)
         self._access = Access(settings.access, metrics)
+        self._probe = QueueProbe()
+        metrics.accept_delay.set_function(self._probe.seconds)
+        guard = CallGuard(metrics, settings, self._access, tracing, self._probe.seconds)
         self.grpc = grpc.aio.server(
-            interceptors=[CallGuard(metrics, settings, self._access, tracing)],
+            interceptors=[guard],
             options=(
                 ("grpc.max_receive_message_length", settings.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.server.max_pending_requests", _PENDING_CALLS),
-                ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING_CALLS),
+                ("grpc.server.max_pending_requests", settings.admission.max_waiting),
+                ("grpc.server.max_pending_requests_hard_limit", settings.admission.max_waiting),
                 # Unless it is meant, two processes on one port are a mistake.
                 ("grpc.so_reuseport", int(settings.share_port)),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -76,7 +77,9 @@ class Server:
         shown = f"[{host}]" if ":" in host else host
         self.address = f"{shown}:{port}"
         self.health.refresh()
+        self.grpc.add_insecure_port(self._probe.address)
         await self.grpc.start()
+        self._probe.start()
         self._poll = asyncio.create_task(self._look_around())
 
     def _bind(self) -> int:
@@ -103,6 +106,7 @@ class Server:
         self.health.drain()
         await asyncio.sleep(self.settings.drain_delay)
         self.health.close()
+        await self._probe.stop()
         await self.grpc.stop(self.settings.drain_seconds)
         if self._poll is not None:
             self._poll.cancel()

@@ -230,9 +230,12 @@ def test_a_flood_is_answered_to_the_last_call(deployment):
         try:
             assert call.result().artefact.data
         except grpc.RpcError as error:
-            assert fault_of(error).reason is Reason.OVERLOADED
+            # gRPC itself ends those for whom there is no place even to wait.
+            if error.code() is not grpc.StatusCode.CANCELLED:
+                assert fault_of(error).reason is Reason.OVERLOADED
             refused += 1
     assert refused < len(calls)
+    assert ask(deployment).artefact.data
 
 
 def test_a_deadline_that_has_passed(deployment):
