@@ -18,6 +18,8 @@ _FIRST_GUESS = 0.01
 """Seconds of a call before one was measured."""
 _CUT = 0.9
 _STEEPEST = 0.5
+_PATIENCE = 10
+"""Targets that calls may wait unseen: a stall of some 100 ms is no overload."""
 _SURE = 16
 """Calls that have to be measured before a deadline is called impossible."""
 
@@ -25,8 +27,8 @@ _SURE = 16
 @dataclass(frozen=True)
 class AdmissionSettings:
     """target_ms: the limit of calls at once shrinks towards min_concurrent while calls take
-        longer than this, and grows back after; calls are refused while others wait longer than
-        this to be looked at. 0: the limit stays max_concurrent_requests.
+        longer than this, and grows back after; calls are refused while others wait ten times
+        as long to be looked at. 0: the limit stays max_concurrent_requests.
     max_waiting: calls that may wait to be looked at. gRPC itself ends those beyond, with
         CANCELLED: refusing them ourselves would take the time that the others need.
     min_concurrent: the limit never shrinks below this.
@@ -38,7 +40,7 @@ class AdmissionSettings:
     """
 
     target_ms: float = 100.0
-    min_concurrent: int = 32
+    min_concurrent: int = 64
     max_waiting: int = 128
     max_downloads: int = 256
     download_rate: float = 0.0
@@ -81,7 +83,7 @@ class Admission:
     def enter(self, waited: float = 0.0) -> None:
         """Raises Fault OVERLOADED with a window if too many run, or calls wait too long to be
         looked at. waited: seconds."""
-        if self._target and waited > self._target:
+        if self._target and waited > _PATIENCE * self._target:
             raise Fault(Reason.OVERLOADED, retry=self.window(), detail=f"calls wait {waited:.2f} s")
         if self.running >= self.limit:
             raise Fault(
