@@ -1,9 +1,9 @@
-"""What bfloat16 products cost in quality: NDCG@10 of a trained version, in both precisions.
+"""What bfloat16 products and small encodings cost in quality: NDCG@10 of a trained version.
 
     python -m benchmarks.serving.precision --registry runs/demo-ml-1m/registry --data ml-1m
 
 The parts that run online: the SDK's extractor and engine in numpy, the mapper's products and
-its float16 encoding. Full ranking of the items that the user has not seen; the last item of
+its encodings. Full ranking of the items that the user has not seen; the last item of
 each user is the target, everything before it the history.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from forward_ofa.data import SequenceDataset, default_filter, load, prepare
-from forward_ofa_device.artefact import BlockLayout, decode_block
+from forward_ofa_device.artefact import BlockLayout, Encoding, decode_block
 from forward_ofa_device.artefact import Network as DeviceNetwork
 from forward_ofa_device.backbones import build
 from forward_ofa_device.bundle import read_bundle
@@ -29,11 +29,21 @@ from services.mapper.hypernetworks import Precision
 from services.registry.contract import BUNDLE_TENSORS, ITEMS, PublishedVersion
 from services.registry.files import FileRegistry
 
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+WAYS: tuple[tuple[Precision, Encoding], ...] = (
+    ("float32", "float32"),
+    ("float32", "float16"),
+    ("bfloat16", "float16"),
+    ("float32", "int8"),
+)
+"""Of the products, and on the wire. The first is what the others are compared with."""
 
 
 def gains(
-    published: PublishedVersion, data: SequenceDataset, users: np.ndarray, precision: Precision
+    published: PublishedVersion,
+    data: SequenceDataset,
+    users: np.ndarray,
+    precision: Precision,
+    encoding: Encoding,
 ) -> np.ndarray:
     """1 / log2(1 + rank) of each user's target if it is among the first 10, else 0."""
     config = published.manifest.backbone
@@ -54,10 +64,10 @@ def gains(
         for block in np.flatnonzero(wish.path).tolist():
             with torch.inference_mode():
                 made = mapped.networks.multiply(block, row, out)
-                (payload,) = mapped.encoder.encode(made, "float16")
-            blocks[block] = decode_block(payload, layout, "float16")
+                (payload,) = mapped.encoder.encode(made, encoding)
+            blocks[block] = decode_block(payload, layout, encoding)
         network = DeviceNetwork(
-            published.manifest.version, config.name, wish.path, "float16", blocks
+            published.manifest.version, config.name, wish.path, encoding, blocks
         )
         scores = engine.scores(network, table[history], table)
         wanted = scores[target]
@@ -82,12 +92,16 @@ def main() -> None:
     if ids != data.item_ids:
         raise SystemExit(f"{arguments.data} is not the log that this version was trained on")
     users = np.random.default_rng(0).permutation(data.num_users)[: arguments.users]
-    results = {name: gains(published, data, users, name) for name in PRECISIONS}
-    for name, values in results.items():
-        print(f"{name:9} NDCG@10 {values.mean():.5f} over {len(values)} users")
-    difference = results["bfloat16"] - results["float32"]
-    error = difference.std() / np.sqrt(len(difference))
-    print(f"difference {difference.mean():+.5f}, standard error {error:.5f}")
+    print(f"{len(users)} users; difference to the first line, paired, with its standard error")
+    exact = gains(published, data, users, *WAYS[0])
+    for precision, encoding in WAYS:
+        found = gains(published, data, users, precision, encoding)
+        difference = found - exact
+        error = difference.std() / np.sqrt(len(difference))
+        print(
+            f"products {precision:8} wire {encoding:7} NDCG@10 {found.mean():.5f} "
+            f"{difference.mean():+.5f} +- {error:.5f}"
+        )
 
 
 if __name__ == "__main__":
