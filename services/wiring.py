@@ -202,13 +202,13 @@ class _Components:
         if "mapper" in targets:
             mapper = self._mapper()
         elif self._settings.mapper is not None:
-            mapper = RemoteMapper(self._channel(self._settings.mapper))
+            mapper = RemoteMapper(*self._upstream(self._settings.mapper))
         if mapper is not None and self._traced:
             mapper = TracedMapper(mapper)
         if "assembler" in targets and mapper is not None:
             assembler = self._assembler(mapper)
         elif self._settings.assembler is not None:
-            assembler = RemoteAssembler(self._channel(self._settings.assembler))
+            assembler = RemoteAssembler(*self._upstream(self._settings.assembler))
         if assembler is not None and self._traced:
             assembler = TracedAssembler(assembler)
         if "controller" in targets and assembler is not None:
@@ -320,10 +320,10 @@ class _Components:
         self.versions[target] = versions
         return versions
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
+    def _upstream(self, address: str) -> tuple[grpc.aio.Channel, float]:
         channel = open_channel(address, self._settings.channels, self._metrics)
         self._stack.push_async_callback(channel.close)
-        return channel
+        return channel, self._settings.channels.attempt_seconds
 
     def _add(
         self, target: Target, service: str, versions: Versions[Any], register: _Register

@@ -53,7 +53,8 @@ class Server:
                 ("grpc.server.max_pending_requests_hard_limit", settings.admission.max_waiting),
                 # Unless it is meant, two processes on one port are a mistake.
                 ("grpc.so_reuseport", int(settings.share_port)),
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                # Our own channels ask once a second whether we live.
+                ("grpc.http2.min_ping_interval_without_data_ms", 500),
                 ("grpc.keepalive_permit_without_calls", 1),
             ),
         )
