@@ -20,6 +20,7 @@ from tests.support.clients import (
     table,
 )
 from tests.support.fleet import Member, fleet, wait_until_it_serves
+from tests.support.stalls import Stalls
 from tests.support.versions import publish
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -54,7 +55,7 @@ def hang_long(member: Member) -> None:
 def test_clients_notice_no_fault_of_one_process(tmp_path: Path, capsys):
     registry = FileRegistry(tmp_path / "registry")
     tiny = publish(registry, "v1")
-    with fleet(registry.root, tmp_path) as members:
+    with Stalls() as stalls, fleet(registry.root, tmp_path) as members:
         controllers = [member.address for member in members["controller"]]
         asks = [balanced_client(controllers) for _ in range(4)]
         asks += [sdk_client(controllers[n % 2]) for n in range(4)]
@@ -86,7 +87,7 @@ def test_clients_notice_no_fault_of_one_process(tmp_path: Path, capsys):
     assert all(row["requests"] > 50 for row in rows), "too little load to show anything"
     # A fault behind the controllers is not even noticed by a retry.
     for row, moments in zip(rows, times, strict=True):
-        if "controller" not in str(row["fault"]) and load.stalled(*moments) < 1:
+        if "controller" not in str(row["fault"]) and stalls.seconds(*moments) < 1:
             assert not row["refused"], row
             assert row["slowest ms"] < 1e3 * TIMEOUT, row
     for name, text in logs.items():

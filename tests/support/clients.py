@@ -32,7 +32,6 @@ PATIENCE = 90.0
 TIMEOUT = 5.0
 """Seconds of one attempt, as in the SDK."""
 _PAUSE = 0.02
-_TICK = 0.05
 # How far a value may be from the exact one: absolute, and relative to the largest of its tensor.
 _CLOSE = {
     types.ENCODING_FLOAT32: 1e-6,
@@ -109,12 +108,10 @@ class Load:
         self._stopped = threading.Event()
         self.answered: list[Answered] = []
         self._crashed: list[BaseException] = []
-        self._stalls: list[tuple[float, float]] = []
         self._threads = [
             threading.Thread(target=self._run, args=(ask, seed, folder / f"client-{seed}"))
             for seed, ask in enumerate(asks)
         ]
-        self._threads.append(threading.Thread(target=self._watch))
         for thread in self._threads:
             thread.start()
 
@@ -128,19 +125,6 @@ class Load:
     def during(self, start: float, end: float) -> list[Answered]:
         """The requests that were under way between two moments."""
         return [one for one in self.answered if one.ended >= start and one.started <= end]
-
-    def stalled(self, start: float, end: float) -> float:
-        """The longest time for which the whole machine stood still between two moments: a
-        virtual machine that was paused makes every request slow."""
-        return max((length for at, length in self._stalls if start <= at <= end), default=0.0)
-
-    def _watch(self) -> None:
-        while not self._stopped.is_set():
-            before = time.monotonic()
-            time.sleep(_TICK)
-            late = time.monotonic() - before - _TICK
-            if late > 10 * _TICK:
-                self._stalls.append((before + late, late))
 
     def _run(self, ask: Ask, seed: int, folder: Path) -> None:
         folder.mkdir(parents=True)
