@@ -217,9 +217,7 @@ def table(rows: Sequence[dict[str, object]]) -> str:
     return "\n" + "\n".join(lines) + "\n"
 
 
-def summary(
-    name: str, answered: Sequence[Answered], start: float, end: float
-) -> dict[str, object]:
+def summary(name: str, answered: Sequence[Answered], start: float, end: float) -> dict[str, object]:
     """One row: what clients noticed of a fault that began at `start` and was over at `end`."""
     refused = [moment for one in answered for moment, _ in one.refused if start <= moment <= end]
     return {
