@@ -84,6 +84,10 @@ class Running:
             "version": self.version,
         }
 
+    async def ended(self) -> None:
+        """Returns once the gRPC server has ended, stopped or by itself."""
+        await self._server.ended()
+
     async def stop(self) -> None:
         """Health says NOT_SERVING, running calls may end within drain_seconds, then all closes."""
         await self._stack.aclose()
@@ -126,7 +130,11 @@ def _tracing(settings: ServeSettings, stack: AsyncExitStack) -> Tracing | None:
 
 
 async def serve(settings: ServeSettings) -> None:
-    """Runs until SIGTERM or SIGINT, then drains. A second signal ends the process at once."""
+    """Runs until SIGTERM or SIGINT, then drains. A second signal ends the process at once.
+
+    Raises SettingsError, or RuntimeError if gRPC's server ends by itself: better no process,
+    which is started again, than one that nobody reaches.
+    """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -143,6 +151,8 @@ async def serve(settings: ServeSettings) -> None:
     if settings.exit_with is not None:
         orphaned = asyncio.create_task(_when_orphaned(settings.exit_with))
         orphaned.add_done_callback(lambda _: stop())
+    ended = asyncio.create_task(running.ended())
+    ended.add_done_callback(lambda _: stop())
     announcing = asyncio.create_task(_announce(running, settings.ready_file))
     stopping = asyncio.create_task(stopped.wait())
     try:
@@ -150,10 +160,12 @@ async def serve(settings: ServeSettings) -> None:
         if announcing.done():
             announcing.result()
             await stopping
+        if ended.done():
+            raise RuntimeError("gRPC's server ended by itself")
         log(_LOGGER, logging.INFO, "stopping", drain_seconds=settings.server.drain_seconds)
     finally:
-        announcing.cancel()
-        stopping.cancel()
+        for task in (announcing, stopping, ended):
+            task.cancel()
         if settings.ready_file is not None:
             settings.ready_file.unlink(missing_ok=True)
         await running.stop()
