@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from grpc._cython import cygrpc
@@ -44,14 +44,15 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
             task.add_done_callback(running.discard)
 
 
-class SturdyServer(_server.Server):
-    """As `grpc.aio.server` makes one. Register every method before `start`."""
-
-    def __init__(
-        self,
-        interceptors: Sequence[grpc.aio.ServerInterceptor],
-        options: Sequence[tuple[str, Any]],
-    ) -> None:
+class _SturdyServer(_server.Server):
+    def __init__(self, interceptors: tuple[Any, ...], options: tuple[Any, ...]) -> None:
         # Not that of the base class, which would make gRPC's own core first.
         self._loop = cygrpc.get_working_loop()
-        self._server = _Core(self._loop, None, (), tuple(interceptors), tuple(options), None)
+        self._server = _Core(self._loop, None, (), interceptors, options, None)
+
+
+def sturdy_server(
+    interceptors: Sequence[grpc.aio.ServerInterceptor], options: Sequence[tuple[str, Any]]
+) -> grpc.aio.Server:
+    """As `grpc.aio.server` makes one. Register every method before `start`."""
+    return cast(grpc.aio.Server, _SturdyServer(tuple(interceptors), tuple(options)))

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from services.runtime.access import Access
 from services.runtime.checks import SettingsError, split_address
-from services.runtime.core import SturdyServer
+from services.runtime.core import sturdy_server
 from services.runtime.health import POLL_SECONDS, Health
 from services.runtime.interceptor import CallGuard
 from services.runtime.metrics import Metrics
@@ -48,7 +48,7 @@ class Server:
         self._probe = QueueProbe()
         metrics.accept_delay.set_function(self._probe.seconds)
         guard = CallGuard(metrics, settings, self._access, tracing, self._probe.seconds)
-        self.grpc = SturdyServer(
+        self.grpc: grpc.aio.Server = sturdy_server(
             interceptors=[guard],
             options=(
                 ("grpc.max_receive_message_length", settings.max_request_bytes),

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -71,15 +71,19 @@ def scrape(metrics: str, sample: str, **labels: str) -> float:
 
 
 @contextlib.contextmanager
-def fleet(registry: Path, folder: Path, replicas: int = 2) -> Iterator[dict[str, list[Member]]]:
-    """kind -> its members. Each calls all members of the kind behind it, in turn."""
+def fleet(
+    registry: Path, folder: Path, replicas: int = 2, options: Mapping[str, list[str]] | None = None
+) -> Iterator[dict[str, list[Member]]]:
+    """kind -> its members. Each calls all members of the kind behind it, in turn.
+
+    options: kind -> more of the command line."""
     members: dict[str, list[Member]] = {}
     try:
         for kind in KINDS:
             behind = _BEHIND.get(kind)
-            upstream = []
+            upstream = list((options or {}).get(kind, []))
             if behind is not None:
-                upstream = [f"--{behind}", ",".join(m.address for m in members[behind])]
+                upstream += [f"--{behind}", ",".join(m.address for m in members[behind])]
             members[kind] = [
                 Member(registry, folder / f"{kind}-{n}", kind, upstream) for n in range(replicas)
             ]
