@@ -24,7 +24,7 @@ SLOW = BackboneConfig(blocks=4, hidden=96, history=5, heads=2)
 ONE_BY_ONE = ["--mapper-workers", "1", "--mapper-batch", "1"]
 # No second attempts, which would be work of their own.
 PATIENT = ["--attempt-seconds", "60"]
-REQUESTS, BLOCKS = 40, 4
+REQUESTS, BLOCKS = 60, 4
 
 
 class Work:
@@ -39,6 +39,14 @@ class Work:
             self._mapper.total("forward_ofa_mapper_batch_size_sum"),
             self._mapper.total("forward_ofa_mapper_dropped_blocks_total"),
         )
+
+    async def queued(self, requests: int) -> None:
+        """Returns once so many wait at the mapper."""
+        for _ in range(200):
+            depth = "forward_ofa_mapper_queue_depth"
+            if await asyncio.to_thread(self._mapper.total, depth) >= requests:
+                return
+        raise AssertionError("the mapper is too quick to show anything")
 
     async def settled(self) -> tuple[float, float]:
         """Blocks made and blocks left out, once nothing waits any more."""
@@ -83,9 +91,8 @@ async def all_wait(ask, work: Work) -> None:
 
 async def most_go_away(ask, work: Work) -> None:
     calls = [asyncio.create_task(ask()) for _ in range(REQUESTS)]
-    await asyncio.sleep(0.2)
+    await work.queued(REQUESTS // 2)
     gone = [call for call in calls[4:] if not call.done()]
-    assert len(gone) > REQUESTS / 2, "the mapper is too quick to show anything"
     for call in gone:
         call.cancel()
     replies = await asyncio.gather(*calls, return_exceptions=True)
