@@ -161,6 +161,8 @@ def _open_channel(connection: Connection) -> grpc.Channel:
         ("grpc.max_receive_message_length", connection.max_message_bytes),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 5_000),
+        # gRPC takes the longer one of the two, and a minute by default.
+        ("grpc.http2.ping_timeout_ms", 5_000),
         # A device that comes back into the network should not wait gRPC's two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),

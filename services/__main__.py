@@ -113,6 +113,12 @@ def _add_network(parser: argparse.ArgumentParser, server: ServerSettings) -> Non
     add("--upstream-ca", type=Path, help="PEM authority of the services behind: TLS to them")
     add("--upstream-cert", type=Path, help="PEM certificate that the services behind are shown")
     add("--upstream-key", type=Path, help="PEM private key of --upstream-cert")
+    add(
+        "--attempt-seconds",
+        type=float,
+        default=ChannelSettings().attempt_seconds,
+        help="without an answer from a service behind, then another replica is asked",
+    )
     add("--allow-insecure", action="store_true", help="no TLS off loopback; ends elsewhere")
     add("--expose-internal", action="store_true", help="offer mapper and assembler to others too")
     add("--no-reflection", action="store_true", help="callers cannot learn the API by asking")
@@ -170,7 +176,9 @@ def read_settings(
         tracing=TracingSettings(
             a.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None, a.trace_ratio
         ),
-        channels=ChannelSettings(a.upstream_ca, a.allow_insecure, a.upstream_cert, a.upstream_key),
+        channels=ChannelSettings(
+            a.upstream_ca, a.allow_insecure, a.upstream_cert, a.upstream_key, a.attempt_seconds
+        ),
         versions=VersionSettings(
             a.label, a.poll_seconds, a.keep_versions, a.canary_label, a.version_idle_seconds
         ),

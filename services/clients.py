@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from forward_ofa_api.types.v1 import types_pb2
 from services.errors import Fault, Reason
 from services.ports import AssembledNetwork, GeneratedBlocks, GenerationRequest, NetworkCost
 from services.runtime.context import request_id, seconds_left, traceparent
+from services.runtime.logs import log
 from services.wire import (
     REQUEST_ID_KEY,
     STATUS_DETAILS_KEY,
@@ -26,11 +28,13 @@ from services.wire import (
     split_payload,
 )
 
+_LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
 _Method = grpc.aio.UnaryUnaryMultiCallable[Any, bytes]
 
 # For the way back: each hop asks the next one to be done a little before its own caller gives up.
 _MARGIN_SECONDS = 0.005
+_ATTEMPTS = 3
 
 # What a status without our details means: it comes from gRPC or something between.
 _BARE = {
@@ -42,9 +46,13 @@ _BARE = {
 
 
 class RemoteMapper:
-    """A mapper in another process. The payload is passed on as a view of the reply."""
+    """A mapper in another process. The payload is passed on as a view of the reply.
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    attempt_seconds: see `ChannelSettings`.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, attempt_seconds: float = math.inf) -> None:
+        self._attempt_seconds = attempt_seconds
         self._generate: _Method = channel.unary_unary(
             _method(mapper_pb2.DESCRIPTOR, "MapperService", "GenerateBlocks"),
             request_serializer=mapper_pb2.GenerateBlocksRequest.SerializeToString,
@@ -57,14 +65,20 @@ class RemoteMapper:
             interest=types_pb2.Interest(values=request.interest),
             encoding=encoding_number(request.encoding),
         )
-        payload, rest = await _call(self._generate, message, request.timeout, split_payload)
+        payload, rest = await _call(
+            self._generate, message, request.timeout, split_payload, self._attempt_seconds
+        )
         return GeneratedBlocks([payload], rest.generation_flops, rest.queue_us, rest.map_us)
 
 
 class RemoteAssembler:
-    """An assembler in another process. The artefact is passed on as a view of the reply."""
+    """An assembler in another process. The artefact is passed on as a view of the reply.
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    attempt_seconds: see `ChannelSettings`.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, attempt_seconds: float = math.inf) -> None:
+        self._attempt_seconds = attempt_seconds
         self._assemble: _Method = channel.unary_unary(
             _method(assembler_pb2.DESCRIPTOR, "AssemblerService", "AssembleNetwork"),
             request_serializer=assembler_pb2.AssembleNetworkRequest.SerializeToString,
@@ -77,7 +91,9 @@ class RemoteAssembler:
             interest=types_pb2.Interest(values=request.interest),
             encoding=encoding_number(request.encoding),
         )
-        artefact, rest = await _call(self._assemble, message, request.timeout, split_artefact)
+        artefact, rest = await _call(
+            self._assemble, message, request.timeout, split_artefact, self._attempt_seconds
+        )
         cost = rest.cost
         return AssembledNetwork(
             [artefact],
@@ -97,12 +113,39 @@ def _method(file: Any, service: str, method: str) -> str:
     return f"/{file.services_by_name[service].full_name}/{method}"
 
 
-async def _call(method: Any, message: Any, timeout: float | None, read: Callable[[bytes], T]) -> T:
-    """The reply as `read` takes it: gRPC itself hands the bytes over as they came."""
+async def _call(
+    method: Any,
+    message: Any,
+    timeout: float | None,
+    read: Callable[[bytes], T],
+    attempt_seconds: float,
+) -> T:
+    """The reply as `read` takes it: gRPC itself hands the bytes over as they came.
+
+    A replica that hangs must not use up all the time that there is: without an answer the call
+    is given up and made again, by round robin elsewhere. Nothing but time is lost by that, since
+    who is asked drops work whose caller has gone.
+    """
+    ends = time.monotonic() + min(
+        seconds_left(_MARGIN_SECONDS), math.inf if timeout is None else timeout
+    )
+    for attempt in range(1, _ATTEMPTS + 1):
+        left = ends - time.monotonic()
+        if left <= 0:
+            raise Fault(Reason.DEADLINE, detail="no time left for the next hop")
+        if attempt < _ATTEMPTS:
+            left = min(left / 2, attempt_seconds * 2 ** (attempt - 1))
+        try:
+            return await _attempt(method, message, left, read)
+        except Fault as fault:
+            if fault.reason is not Reason.DEADLINE or attempt == _ATTEMPTS:
+                raise
+        log(_LOGGER, logging.INFO, "no answer in time, asked again", seconds=round(left, 3))
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+async def _attempt(method: Any, message: Any, left: float, read: Callable[[bytes], T]) -> T:
     started = time.monotonic()
-    left = min(seconds_left(_MARGIN_SECONDS), timeout or math.inf)
-    if left <= 0:
-        raise Fault(Reason.DEADLINE, detail="no time left for the next hop")
     timeout = None if math.isinf(left) else left
     try:
         return read(await method(message, timeout=timeout, metadata=_metadata()))

@@ -84,6 +84,10 @@ class Running:
             "version": self.version,
         }
 
+    async def ended(self) -> None:
+        """Returns once the gRPC server has ended, stopped or by itself."""
+        await self._server.ended()
+
     async def stop(self) -> None:
         """Health says NOT_SERVING, running calls may end within drain_seconds, then all closes."""
         await self._stack.aclose()
@@ -126,7 +130,11 @@ def _tracing(settings: ServeSettings, stack: AsyncExitStack) -> Tracing | None:
 
 
 async def serve(settings: ServeSettings) -> None:
-    """Runs until SIGTERM or SIGINT, then drains. A second signal ends the process at once."""
+    """Runs until SIGTERM or SIGINT, then drains. A second signal ends the process at once.
+
+    Raises SettingsError, or RuntimeError if gRPC's server ends by itself: better no process,
+    which is started again, than one that nobody reaches.
+    """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -143,6 +151,8 @@ async def serve(settings: ServeSettings) -> None:
     if settings.exit_with is not None:
         orphaned = asyncio.create_task(_when_orphaned(settings.exit_with))
         orphaned.add_done_callback(lambda _: stop())
+    ended = asyncio.create_task(running.ended())
+    ended.add_done_callback(lambda _: stop())
     announcing = asyncio.create_task(_announce(running, settings.ready_file))
     stopping = asyncio.create_task(stopped.wait())
     try:
@@ -150,10 +160,12 @@ async def serve(settings: ServeSettings) -> None:
         if announcing.done():
             announcing.result()
             await stopping
+        if ended.done():
+            raise RuntimeError("gRPC's server ended by itself")
         log(_LOGGER, logging.INFO, "stopping", drain_seconds=settings.server.drain_seconds)
     finally:
-        announcing.cancel()
-        stopping.cancel()
+        for task in (announcing, stopping, ended):
+            task.cancel()
         if settings.ready_file is not None:
             settings.ready_file.unlink(missing_ok=True)
         await running.stop()
@@ -202,13 +214,13 @@ class _Components:
         if "mapper" in targets:
             mapper = self._mapper()
         elif self._settings.mapper is not None:
-            mapper = RemoteMapper(self._channel(self._settings.mapper))
+            mapper = RemoteMapper(*self._upstream(self._settings.mapper))
         if mapper is not None and self._traced:
             mapper = TracedMapper(mapper)
         if "assembler" in targets and mapper is not None:
             assembler = self._assembler(mapper)
         elif self._settings.assembler is not None:
-            assembler = RemoteAssembler(self._channel(self._settings.assembler))
+            assembler = RemoteAssembler(*self._upstream(self._settings.assembler))
         if assembler is not None and self._traced:
             assembler = TracedAssembler(assembler)
         if "controller" in targets and assembler is not None:
@@ -320,10 +332,10 @@ class _Components:
         self.versions[target] = versions
         return versions
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
+    def _upstream(self, address: str) -> tuple[grpc.aio.Channel, float]:
         channel = open_channel(address, self._settings.channels, self._metrics)
         self._stack.push_async_callback(channel.close)
-        return channel
+        return channel, self._settings.channels.attempt_seconds
 
     def _add(
         self, target: Target, service: str, versions: Versions[Any], register: _Register

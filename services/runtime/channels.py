@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -44,8 +45,13 @@ _OPTIONS: _Options = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
+    # A replica that hangs, or whose machine has gone, is found out within three seconds, which
+    # is less than the time that a device waits. Its calls are then made again elsewhere.
+    ("grpc.keepalive_time_ms", 1_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    # gRPC takes the longer one of the two, and a minute by default.
+    ("grpc.http2.ping_timeout_ms", 2_000),
+    ("grpc.http2.max_pings_without_data", 0),
     # A generated network is some hundred KB, and no caller can make it larger than L blocks.
     ("grpc.max_receive_message_length", -1),
     # The services' own network is reached directly, whatever proxy the environment names.
@@ -57,13 +63,25 @@ def check_target(address: str, name: str, settings: ChannelSettings) -> None:
     """Raises SettingsError for an address that cannot be used as it is configured."""
     if address.startswith("unix:"):
         return
-    for one in address.removeprefix("dns:///").split(","):
-        host, _ = split_address(one, name)
+    hosts = [split_address(a, name)[0] for a in address.removeprefix("dns:///").split(",")]
+    if len(hosts) > 1 and (address.startswith("dns:") or not _is_one_family(hosts)):
+        raise SettingsError(
+            f"{name} is {address!r}: a list is of IP addresses, all IPv4 or all IPv6, for example "
+            "10.0.0.1:50051,10.0.0.2:50051; for all addresses of a name use dns:///NAME:PORT"
+        )
+    for host in hosts:
         if settings.ca is None and not is_loopback(host) and not settings.allow_insecure:
             raise SettingsError(
-                f"{name} ({one}) is another machine, and an interest vector is personal data: "
+                f"{name} ({host}) is another machine, and an interest vector is personal data: "
                 "give --upstream-ca, or --allow-insecure if the network between is trusted"
             )
+
+
+def _is_one_family(hosts: Sequence[str]) -> bool:
+    try:
+        return len({ipaddress.ip_address(host).version for host in hosts}) == 1
+    except ValueError:
+        return False
 
 
 def open_channel(

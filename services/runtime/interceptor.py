@@ -174,13 +174,21 @@ def _stream(
                     chunk = method.encode(message)
                     await together.pause(len(chunk))
                     await pacer.pause(len(chunk))
-                    await context.write(chunk)
+                    await _write(context, chunk)
                     sent += len(chunk)
         except BaseException as error:
             await call.fail(error, sent)
         call.end("OK", sent)
 
     return guarded
+
+
+async def _write(context: _Context, chunk: bytes) -> None:
+    try:
+        await context.write(chunk)
+    except grpc.aio.InternalError as error:
+        # What gRPC says if the caller hung up at this very moment, before it cancels us.
+        raise asyncio.CancelledError from error
 
 
 def _lenient(deserialise: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -51,11 +51,29 @@ class _Human(logging.Formatter):
         return line
 
 
+_NO_NEWS = (
+    # A header that is not UTF-8, with its bytes: a token may be in it.
+    "Invalid encoding on",
+    # A caller hung up while it was answered.
+    "ExecuteBatchError raised in core",
+)
+
+
+class _NoNews(logging.Filter):
+    """Drops what gRPC logs, with a traceback, whenever a stranger wants it to."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(_NO_NEWS)
+
+
 def configure(level: str = "INFO", stream: TextIO = sys.stderr) -> None:
-    """Send the services' logs to `stream`. For entry points; never called on import."""
+    """Send the services' logs to `stream`, with the warnings of what they run on. For entry
+    points; never called on import."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Human() if stream.isatty() else _Json())
-    logger = logging.getLogger("services")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level)
-    logger.propagate = False
+    handler.addFilter(_NoNews())
+    for name, least in (("services", level), ("grpc", "WARNING"), ("asyncio", "WARNING")):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(least)
+        logger.propagate = False

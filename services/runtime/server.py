@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import grpc
@@ -11,6 +12,7 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from services.runtime.access import Access
 from services.runtime.checks import SettingsError, split_address
+from services.runtime.core import sturdy_server
 from services.runtime.health import POLL_SECONDS, Health
 from services.runtime.interceptor import CallGuard
 from services.runtime.metrics import Metrics
@@ -19,6 +21,8 @@ from services.runtime.settings import Ready, ServerSettings
 from services.runtime.tls import Identity, server_credentials, watch_identity
 from services.runtime.tracing import Tracing
 from services.runtime.watched import Watched
+
+_LOOK_SECONDS = 1.0
 
 
 class Server:
@@ -44,7 +48,7 @@ class Server:
         self._probe = QueueProbe()
         metrics.accept_delay.set_function(self._probe.seconds)
         guard = CallGuard(metrics, settings, self._access, tracing, self._probe.seconds)
-        self.grpc = grpc.aio.server(
+        self.grpc: grpc.aio.Server = sturdy_server(
             interceptors=[guard],
             options=(
                 ("grpc.max_receive_message_length", settings.max_request_bytes),
@@ -53,7 +57,8 @@ class Server:
                 ("grpc.server.max_pending_requests_hard_limit", settings.admission.max_waiting),
                 # Unless it is meant, two processes on one port are a mistake.
                 ("grpc.so_reuseport", int(settings.share_port)),
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                # Our own channels ask once a second whether we live.
+                ("grpc.http2.min_ping_interval_without_data_ms", 500),
                 ("grpc.keepalive_permit_without_calls", 1),
             ),
         )
@@ -99,6 +104,13 @@ class Server:
                 self._identity.get()
             self._access.refresh()
             await asyncio.sleep(POLL_SECONDS)
+
+    async def ended(self) -> None:
+        """Returns once gRPC's server has ended, stopped or, which should not happen, by itself."""
+        with contextlib.suppress(Exception):
+            # With a time, since gRPC's own `stop` fails once a wait without one was cancelled.
+            while await self.grpc.wait_for_termination(_LOOK_SECONDS):
+                pass
 
     async def stop(self) -> None:
         """In the order in which nobody notices: not ready, some time in which balancers see

@@ -104,12 +104,16 @@ class ChannelSettings:
         loopback needs allow_insecure.
     allow_insecure: speak without TLS to other machines, for example within a mesh.
     cert, key: PEM files, both or none: our own certificate, for services that ask for one.
+    attempt_seconds: a call without an answer after so long is made again, by round robin
+        elsewhere, since a replica may hang; at most half of the time that is left. The next
+        attempt gets twice as long, the third and last one all that is left.
     """
 
     ca: Path | None = None
     allow_insecure: bool = False
     cert: Path | None = None
     key: Path | None = None
+    attempt_seconds: float = 1.0
 
     def __post_init__(self) -> None:
         for path in (self.ca, self.cert, self.key):
@@ -119,3 +123,5 @@ class ChannelSettings:
             raise SettingsError("upstream cert and key belong together: give both or none")
         if self.cert is not None and self.ca is None:
             raise SettingsError("an upstream cert needs --upstream-ca: without it there is no TLS")
+        if not self.attempt_seconds > 0:
+            raise SettingsError("attempt_seconds must be above 0")

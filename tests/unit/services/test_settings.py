@@ -22,6 +22,10 @@ from services.versions import VersionSettings
 NAN = float("nan")
 
 
+def _assembler(tmp, mapper):
+    return ServeSettings(tmp, ("assembler",), mapper=mapper)
+
+
 def _asking():
     return ServerSettings(access=AccessSettings(tokens=Path(__file__)))
 
@@ -76,6 +80,13 @@ def _asking():
         (lambda tmp: ServeSettings(tmp, mapper="127.0.0.1:1"), "would not be used"),
         (lambda tmp: ServeSettings(tmp, ("mapper",), assembler="127.0.0.1:1"), "not be used"),
         (lambda tmp: ServeSettings(tmp, ("assembler",), mapper="10.0.0.1:1"), "--upstream-ca"),
+        (lambda tmp: _assembler(tmp, "127.0.0.1:1,10.0.0.1:1"), "--upstream-ca"),
+        (lambda tmp: _assembler(tmp, "127.0.0.1:1,"), "HOST:PORT"),
+        (lambda tmp: _assembler(tmp, "localhost:1,localhost:2"), "list is of IP addresses"),
+        (lambda tmp: _assembler(tmp, "127.0.0.1:1,[::1]:1"), "all IPv4 or all IPv6"),
+        (lambda tmp: _assembler(tmp, "dns:///a:1,b:1"), "use dns:///NAME:PORT"),
+        (lambda _: ChannelSettings(attempt_seconds=0), "attempt_seconds"),
+        (lambda _: ChannelSettings(attempt_seconds=NAN), "attempt_seconds"),
         (lambda tmp: ServeSettings(tmp, metrics="nine"), "metrics"),
         (lambda tmp: ServeSettings(tmp, ready_file=tmp / "no" / "r.json"), "no folder"),
         (
@@ -94,6 +105,11 @@ def test_refused(tmp_path, make, says):
 def test_targets():
     assert set(parse_targets("all")) == {"controller", "assembler", "mapper"}
     assert parse_targets("mapper, assembler") == ("mapper", "assembler")
+
+
+def test_several_addresses(tmp_path):
+    _assembler(tmp_path, "127.0.0.1:1,127.0.0.1:2")
+    _assembler(tmp_path, "[::1]:1,[::1]:2")
 
 
 def test_a_mesh_may_do_without_tls(tmp_path):
