@@ -48,8 +48,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
     it. Health and reflection pass, but read rubbish as an empty request. A handler may answer
     with bytes: a message that it has serialised already.
 
-    access: the door for devices' calls. tracing: None makes no spans. waited: seconds that
-    calls wait before they come here.
+    access: the door for devices' calls. tracing: None makes no spans.
     """
 
     def __init__(
@@ -58,9 +57,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
         settings: ServerSettings,
         access: Access | None = None,
         tracing: Tracing | None = None,
-        waited: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self.metrics, self.tracing, self.waited = metrics, tracing, waited
+        self.metrics, self.tracing = metrics, tracing
         self.access = access
         self.client_names = frozenset(name.encode() for name in settings.tls_client_names)
         limits = settings.admission
@@ -242,7 +240,7 @@ class _Call:
             left = self.alarm = method.seconds
         method.admission.check_deadline(left)
         deadline.set(time.monotonic() + left)
-        method.admission.enter(method.guard.waited())
+        method.admission.enter()
         self._admitted = True
 
     def end(self, code: str, sent: int = 0, reason: str = "") -> None:

@@ -60,11 +60,6 @@ class Metrics:
             buckets=tuple(32 * 2.0**n for n in range(20)),
             registry=r,
         )
-        self.accept_delay = Gauge(
-            "forward_ofa_accept_delay_seconds",
-            "How long a call waits before this process looks at it",
-            registry=r,
-        )
         self.concurrency_limit = Gauge(
             "forward_ofa_concurrency_limit",
             "Unary calls that may run at once; adapts to how long they take",

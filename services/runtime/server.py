@@ -16,7 +16,6 @@ from services.runtime.core import sturdy_server
 from services.runtime.health import POLL_SECONDS, Health
 from services.runtime.interceptor import CallGuard
 from services.runtime.metrics import Metrics
-from services.runtime.probe import QueueProbe
 from services.runtime.settings import Ready, ServerSettings
 from services.runtime.tls import Identity, server_credentials, watch_identity
 from services.runtime.tracing import Tracing
@@ -45,9 +44,7 @@ class Server:
         self.settings, self._metrics = settings, metrics
         self._identity = _identity(settings, metrics)
         self._access = Access(settings.access, metrics)
-        self._probe = QueueProbe()
-        metrics.accept_delay.set_function(self._probe.seconds)
-        guard = CallGuard(metrics, settings, self._access, tracing, self._probe.seconds)
+        guard = CallGuard(metrics, settings, self._access, tracing)
         self.grpc: grpc.aio.Server = sturdy_server(
             interceptors=[guard],
             options=(
@@ -82,9 +79,7 @@ class Server:
         shown = f"[{host}]" if ":" in host else host
         self.address = f"{shown}:{port}"
         self.health.refresh()
-        self.grpc.add_insecure_port(self._probe.address)
         await self.grpc.start()
-        self._probe.start()
         self._poll = asyncio.create_task(self._look_around())
 
     def _bind(self) -> int:
@@ -118,7 +113,6 @@ class Server:
         self.health.drain()
         await asyncio.sleep(self.settings.drain_delay)
         self.health.close()
-        await self._probe.stop()
         await self.grpc.stop(self.settings.drain_seconds)
         if self._poll is not None:
             self._poll.cancel()
