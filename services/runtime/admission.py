@@ -18,8 +18,6 @@ _FIRST_GUESS = 0.01
 """Seconds of a call before one was measured."""
 _CUT = 0.9
 _STEEPEST = 0.5
-_PATIENCE = 10
-"""Targets that calls may wait unseen: a stall of some 100 ms is no overload."""
 _SURE = 16
 """Calls that have to be measured before a deadline is called impossible."""
 
@@ -27,10 +25,9 @@ _SURE = 16
 @dataclass(frozen=True)
 class AdmissionSettings:
     """target_ms: the limit of calls at once shrinks towards min_concurrent while calls take
-        longer than this, and grows back after; calls are refused while others wait ten times
-        as long to be looked at. 0: the limit stays max_concurrent_requests.
-    max_waiting: calls that may wait to be looked at. gRPC itself ends those beyond, with
-        CANCELLED: refusing them ourselves would take the time that the others need.
+        longer than this, and grows back after; 0: the limit stays max_concurrent_requests.
+    max_waiting: calls of one method that may wait to be looked at. gRPC itself ends those
+        beyond, with CANCELLED: refusing them ourselves would take the time that others need.
     min_concurrent: the limit never shrinks below this.
     max_downloads: bundle downloads at once; more are refused with OVERLOADED.
     download_rate: bytes a second of all downloads together; 0: no limit.
@@ -80,11 +77,8 @@ class Admission:
         self._last_cut = 0.0
         self._returning, self._returning_at = 0.0, 0.0
 
-    def enter(self, waited: float = 0.0) -> None:
-        """Raises Fault OVERLOADED with a window if too many run, or calls wait too long to be
-        looked at. waited: seconds."""
-        if self._target and waited > _PATIENCE * self._target:
-            raise Fault(Reason.OVERLOADED, retry=self.window(), detail=f"calls wait {waited:.2f} s")
+    def enter(self) -> None:
+        """Raises Fault OVERLOADED with a window if too many run."""
         if self.running >= self.limit:
             raise Fault(
                 Reason.OVERLOADED, retry=self.window(), detail=f"{int(self.limit)} calls at once"
