@@ -213,7 +213,7 @@ class Versions(Generic[T]):
     async def _load_once(self, version: str) -> _Held[T]:
         failed_at, fault = self._failed.get(version, (0.0, None))
         if fault is not None and time.monotonic() - failed_at < _FAILED_LOAD_SECONDS:
-            raise fault.with_traceback(None)
+            raise _without_frames(fault)
         if version not in self._loading:
             self._loading[version] = asyncio.create_task(self._load_now(version))
         # A caller that goes away must not end a load that others wait for.
@@ -225,7 +225,8 @@ class Versions(Generic[T]):
             loaded = await asyncio.to_thread(lambda: self._load(self._registry.open(version)))
         except Exception as error:
             fault = _as_fault(error)
-            self._failed[version] = (time.monotonic(), fault)
+            # Without what led to it: its frames hold whatever was loaded so far.
+            self._failed[version] = (time.monotonic(), _without_frames(fault))
             self._metrics.version_load_failures.labels(self._target).inc()
             log(_LOGGER, logging.ERROR, "load failed", target=self._target, version=version)
             raise fault from error
@@ -339,7 +340,11 @@ class Versions(Generic[T]):
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._settings.poll_seconds)
-            await self._look()
+            try:
+                await self._look()
+            except Exception:
+                # Whatever it is: who stops looking stays on this version for ever.
+                _LOGGER.exception("a look at the labels failed: %s", self._target)
 
 
 def _as_fault(error: Exception) -> Fault:
@@ -348,3 +353,10 @@ def _as_fault(error: Exception) -> Fault:
     if isinstance(error, RegistryUnavailable):
         return Fault(Reason.UPSTREAM_UNAVAILABLE, detail=str(error))
     return Fault(Reason.INTERNAL, detail=repr(error))
+
+
+def _without_frames(fault: Fault) -> Fault:
+    """A copy: one that is raised again collects frames, and several callers may raise it."""
+    copy = Fault.received(fault.reason, fault.text, fault.retry, fault.current_version)
+    copy.detail, copy.args = fault.detail, fault.args
+    return copy

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
@@ -59,10 +60,11 @@ async def stream_file(
     if offset > entry.bytes:
         raise Fault(Reason.BAD_OFFSET, offset=offset, size=entry.bytes)
     try:
-        handle = await asyncio.to_thread(_open, published.root / name)
+        stream = await asyncio.to_thread(_open, published.root / name)
     except OSError as error:
         raise published.corrupt(name, error) from error
-    try:
+    with stream:
+        handle = stream.fileno()
         data = await _read(published, name, handle, offset)
         yield BundleChunk(
             offset, data, published.manifest.version, entry.bytes, bytes.fromhex(entry.sha256)
@@ -72,12 +74,11 @@ async def stream_file(
             data = await _read(published, name, handle, offset)
             yield BundleChunk(offset, data)
             offset += len(data)
-    finally:
-        os.close(handle)
 
 
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDONLY)
+def _open(path: Path) -> FileIO:
+    # An object and no bare number: a caller who goes away meanwhile leaves nobody to close it.
+    return FileIO(path)
 
 
 async def _read(published: PublishedVersion, name: str, handle: int, offset: int) -> bytes:

@@ -8,6 +8,7 @@ that is queued for it. Callers who have gone are dropped when a batch is formed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -190,7 +191,11 @@ def _step_back() -> None:
     before that would read all weights for one of them. With idle cores nothing changes.
     """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        thread = threading.get_native_id()
+        # From where it is: a process that was started with `nice` may not go below that.
+        now = os.getpriority(os.PRIO_PROCESS, thread)
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, min(now + _NICE, 19))
 
 
 def _resolve(generations: Sequence[Generation], error: Exception | None) -> None:

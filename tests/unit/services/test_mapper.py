@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,9 @@ from forward_ofa_device.backbones.contract import ParameterSpec
 from services.errors import Fault, Reason
 from services.mapper.encoding import BlockEncoder
 from services.mapper.hypernetworks import BlockHypernetworks
+from services.mapper.workers import Workers
 from services.registry.files import FileRegistry
+from services.runtime.metrics import Metrics
 from tests.support.versions import publish
 
 side = st.integers(1, 5)
@@ -81,3 +86,25 @@ def test_what_is_let_through_is_finite(tiny_networks, values):
     out = torch.empty(1, networks.layout.size)
     for block in range(networks.blocks):
         assert torch.isfinite(networks.multiply(block, torch.from_numpy(row)[None], out)).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
+async def test_workers_step_back_from_wherever_the_process_is(monkeypatch):
+    asked = []
+
+    def refuse(kind, thread, nice):
+        asked.append(nice)
+        raise PermissionError
+
+    monkeypatch.setattr(os, "getpriority", lambda *_: 17)
+    monkeypatch.setattr(os, "setpriority", refuse)
+    workers = Workers(1, 1, Metrics())
+    try:
+        end = time.monotonic() + 10
+        while not asked and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert asked == [19]
+        assert all(thread.is_alive() for thread in workers._threads)
+    finally:
+        workers.close()

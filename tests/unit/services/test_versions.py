@@ -300,3 +300,36 @@ async def test_fifty_versions_later_memory_is_where_it_was(registry, load):
                 shutil.rmtree(registry.root / "versions" / f"v{number - 3}")
         assert size > 8
         assert after[-1] - after[5] < 2 * size, f"one version has {size:.0f} MiB: {after}"
+
+
+async def test_a_look_that_fails_unexpectedly_is_not_the_last(registry):
+    publish(registry, "v1")
+    failures = [RuntimeError("no memory for the product")]
+
+    async def rehearse(_):
+        if failures:
+            raise failures.pop()
+
+    async with following(registry, rehearse=rehearse) as versions:
+        publish(registry, "v2", seed=2)
+        await until(lambda: versions.current == "v2")
+
+
+async def test_a_failed_load_keeps_nothing_of_what_it_had_loaded(registry, monkeypatch):
+    # pytest keeps what is logged, traceback included.
+    monkeypatch.setattr("services.versions.log", lambda *_, **__: None)
+    publish(registry, "v1")
+    seen = []
+
+    class Half:
+        pass
+
+    def load(_):
+        half = Half()
+        seen.append(weakref.ref(half))
+        raise MemoryError
+
+    async with following(registry, load, poll_seconds=100):
+        await asyncio.sleep(0.05)
+        gc.collect()
+        assert seen[0]() is None
