@@ -35,6 +35,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 # A process that lived this long had started well: its next start is tried at once.
 _HEALTHY_SECONDS = 60.0
 _POLL_SECONDS = 0.05
+_WRONG_SETTINGS = 2
 
 
 class _Child:
@@ -46,6 +47,7 @@ class _Child:
         self._arguments = [*arguments, "--ready-file", str(self.ready_file)]
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._was_ready = False
 
     def start(self) -> None:
         self._keeper = asyncio.create_task(self._keep())
@@ -53,8 +55,11 @@ class _Child:
     async def ready(self) -> dict[str, Any]:
         """What its ready file says, once it answers."""
         while True:
+            if self._keeper is not None and self._keeper.done():
+                self._keeper.result()
             with contextlib.suppress(FileNotFoundError):
                 found: dict[str, Any] = json.loads(self.ready_file.read_text())
+                self._was_ready = True
                 return found
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -78,6 +83,9 @@ class _Child:
             )
             log(_LOGGER, logging.INFO, "started", process=self.name, pid=self._process.pid)
             code = await self._process.wait()
+            if code == _WRONG_SETTINGS and not self._was_ready:
+                # It has said why; another start would say the same.
+                raise SettingsError(f"{self.name} cannot start with these settings")
             self.ready_file.unlink(missing_ok=True)
             if time.monotonic() - started > _HEALTHY_SECONDS:
                 wait = _FIRST_WAIT
@@ -94,8 +102,15 @@ async def supervise(settings: ServeSettings, arguments: Sequence[str]) -> None:
     """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        # A second signal ends this process at once, and the others notice.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        stopped.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, stop)
     with (
         tempfile.TemporaryDirectory(prefix="forward-ofa-") as name,
         _reserve(settings.server.listen) as address,

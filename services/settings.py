@@ -108,7 +108,8 @@ class ServeSettings:
         if "controller" not in self.targets:
             return
         internal = any(self.offers(target) for target in self.targets if target != "controller")
-        if access.asks and internal and server.tls_client_ca is None:
+        guarded = access.asks or access.device_rate
+        if guarded and internal and server.tls_client_ca is None:
             raise SettingsError(
                 "this port offers internal calls too, which ask for no token: leave out "
                 "--expose-internal, or ask for certificates with --tls-client-ca"

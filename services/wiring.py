@@ -112,10 +112,11 @@ async def start(settings: ServeSettings) -> Running:
         # Pushed last, so that calls end before anything that they use is closed.
         stack.push_async_callback(server.stop)
         await server.start()
+        # Alive from now on, however long the first version takes to load.
+        endpoint.probe(alive=lambda: server.health.alive, ready=lambda: server.health.ready)
         for versions in parts.versions.values():
             await versions.start()
         server.health.refresh()
-        endpoint.probe(alive=lambda: server.health.alive, ready=lambda: server.health.ready)
         return Running(settings, server, endpoint.address, parts.versions, stack.pop_all())
     raise AssertionError("unreachable: the stack swallows no exception")
 
@@ -243,6 +244,7 @@ class _Components:
         self._add(
             "mapper", SERVICE, versions, lambda s: add_MapperServiceServicer_to_server(servicer, s)
         )
+        self.health[SERVICE] = mapper.ready
         return mapper
 
     def _assembler(self, mapper: Mapper) -> Assembler:

@@ -19,7 +19,7 @@ from services.runtime.metrics import Metrics
 from services.versions import Versions
 
 # About a millisecond of one core: so long may a lone request keep the event loop.
-_HERE_FLOPS = 12_000_000
+_HERE_WEIGHTS = 10_000_000
 _CALM, _PROBE_EVERY = 8, 16
 
 
@@ -82,7 +82,7 @@ class LocalMapper:
             # A caller that goes away, or whose time is up, cancels the future: the workers
             # then leave its blocks out of their next batches.
             async with asyncio.timeout(request.timeout):
-                if self._is_alone(networks.flops(len(generation.blocks))):
+                if self._is_alone(len(generation.blocks) * networks.weight_values):
                     self._workers.generate_here(generation)
                 else:
                     self._workers.submit(generation)
@@ -98,7 +98,7 @@ class LocalMapper:
             _us(generation.finished - generation.started),
         )
 
-    def _is_alone(self, flops: int) -> bool:
+    def _is_alone(self, weights: int) -> bool:
         """Whether to generate at once in the event loop, since nobody else is there.
 
         Then waking a thread and handing the interpreter lock to and fro would cost as much as
@@ -108,7 +108,11 @@ class LocalMapper:
         """
         self._alone = self._alone + 1 if self._pending == 1 else 0
         calm = self._alone > _CALM and self._alone % _PROBE_EVERY
-        return bool(calm) and flops <= _HERE_FLOPS
+        return bool(calm) and weights <= _HERE_WEIGHTS
+
+    def ready(self) -> bool:
+        """Whether a version is here and workers to generate with it."""
+        return self._versions.ready() and self._workers.alive()
 
     def close(self) -> None:
         """Drops what waits, ends the workers."""

@@ -89,6 +89,13 @@ class BlockHypernetworks:
             return torch.mm(rows, weight, out=out)
         return out.copy_(torch.mm(rows.to(self._dtype), weight))
 
+    @property
+    def weight_values(self) -> int:
+        """Values that generating one block reads; bfloat16 counts many times, for processors
+        that convert it first."""
+        slow = 1 if self._dtype is torch.float32 else 16
+        return slow * (self.hidden + 1) * self.layout.size
+
     def flops(self, kept: int) -> int:
         """Multiply-accumulates of generating so many blocks."""
         return kept * self.hidden * self.layout.size

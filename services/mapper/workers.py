@@ -113,22 +113,29 @@ class Workers:
             heads = [queue[0][0].queued for queue in self._queues.values() if queue]
         return time.perf_counter() - min(heads) if heads else 0.0
 
+    def alive(self) -> bool:
+        """Whether all threads work."""
+        return all(thread.is_alive() for thread in self._threads)
+
     def _run(self) -> None:
         _step_back()
         scratch = _Scratch(self._max_batch)
         with torch.inference_mode():
             while batches := self._take():
-                finished: list[tuple[_Jobs, list[bytes]]] = []
-                for (networks, block), jobs in batches:
-                    try:
-                        made = scratch.generate(networks, block, [job for job, _ in jobs])
-                    except Exception as error:
-                        self._tell([job for job, _ in jobs], error)
-                    else:
-                        finished.append((jobs, made))
-                self._finish(finished)
+                self._work(scratch, batches)
                 # Nothing of a version stays here once its last request is done.
-                networks = jobs = made = batches = finished = None  # type: ignore[assignment]
+                del batches
+
+    def _work(self, scratch: _Scratch, batches: Sequence[tuple[_Key, _Jobs]]) -> None:
+        finished: list[tuple[_Jobs, list[bytes]]] = []
+        for (networks, block), jobs in batches:
+            try:
+                made = scratch.generate(networks, block, [job for job, _ in jobs])
+            except Exception as error:
+                self._tell([job for job, _ in jobs], error)
+            else:
+                finished.append((jobs, made))
+        self._finish(finished)
 
     def _take(self) -> list[tuple[_Key, _Jobs]]:
         """This worker's share of the blocks that wait, longest first; empty at the end.
@@ -141,6 +148,8 @@ class Workers:
                 while not self._queues:
                     if self._closed:
                         return []
+                    # An idle thread holds on to no version.
+                    key = queue = None
                     self._changed.wait()
                 now = time.perf_counter()
                 for _ in range(-(-len(self._queues) // len(self._threads))):

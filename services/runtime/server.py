@@ -50,6 +50,8 @@ class Server:
             options=(
                 ("grpc.max_receive_message_length", settings.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
+                # Replies that nobody reads are kept until their connection ends.
+                ("grpc.max_concurrent_streams", max(100, settings.max_concurrent_requests)),
                 ("grpc.server.max_pending_requests", settings.admission.max_waiting),
                 ("grpc.server.max_pending_requests_hard_limit", settings.admission.max_waiting),
                 # Unless it is meant, two processes on one port are a mistake.

@@ -92,3 +92,14 @@ def test_nobody_is_left_when_the_supervisor_is_killed(supervised):
     _, process, ready = supervised
     process.stop(signal.SIGKILL)
     wait_until(lambda: not any(alive(child["pid"]) for child in ready["processes"]))
+
+
+def test_settings_that_no_process_can_start_with_end_it(tmp_path):
+    registry = FileRegistry(tmp_path / "registry")
+    publish(registry, "v1")
+    broken = tmp_path / "broken.pem"
+    broken.write_text("no certificate")
+    tls = ["--tls-cert", str(broken), "--tls-key", str(broken)]
+    process = Process(registry.root, tmp_path / "all", "--processes", "2", *tls)
+    assert process.process.wait(60) == 2
+    assert "certificate" in process.log()
