@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from forward_ofa_cli.console import console, note, size
 from forward_ofa_cli.errors import CommandError, Exit
@@ -54,7 +54,7 @@ def list_versions(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table("version", "labels", "created", "backbone")
+    table = Table(Column("version", overflow="fold", min_width=24), "labels", "created", "backbone")
     for column in ("items", "NDCG@10", "mean blocks", "size"):
         table.add_column(column, justify="right")
     for row in rows:

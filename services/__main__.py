@@ -133,12 +133,22 @@ def _add_network(parser: argparse.ArgumentParser, server: ServerSettings) -> Non
 def _add_operations(parser: argparse.ArgumentParser) -> None:
     add, limits, access = parser.add_argument, AdmissionSettings(), AccessSettings()
     tracing = TracingSettings()
-    add("--target-ms", type=float, default=limits.target_ms, help="above, fewer calls at once; 0")
+    add(
+        "--target-ms",
+        type=float,
+        default=limits.target_ms,
+        help="above, fewer calls at once; 0: never",
+    )
     add("--min-concurrent", type=int, default=limits.min_concurrent, help="calls, never fewer")
     add("--max-waiting", type=int, default=limits.max_waiting, help="calls not looked at yet")
     add("--max-downloads", type=int, default=limits.max_downloads, help="bundles at once")
-    add("--download-rate", type=float, default=limits.download_rate, help="bytes/s of all; 0")
-    add("--stream-rate", type=float, default=limits.stream_rate, help="bytes/s of a download; 0")
+    add(
+        "--download-rate",
+        type=float,
+        default=limits.download_rate,
+        help="bytes/s of all; 0: no limit",
+    )
+    add("--stream-rate", type=float, default=limits.stream_rate, help="bytes/s of one; 0: no limit")
     add("--max-seconds", type=float, default=limits.max_seconds, help="of a call")
     add("--max-download-seconds", type=float, default=limits.max_download_seconds, help="of a part")
     add("--tokens", type=Path, help="devices' API tokens, see `forward-ofa token`")
@@ -147,7 +157,12 @@ def _add_operations(parser: argparse.ArgumentParser) -> None:
     add("--jwt-issuer", default=access.jwt_issuer, help="what iss must be")
     add("--jwt-audience", default=access.jwt_audience, help="what aud must be")
     add("--jwt-scope", default=access.jwt_scope, help="a word that scope must contain")
-    add("--device-rate", type=float, default=access.device_rate, help="calls/s of a device; 0")
+    add(
+        "--device-rate",
+        type=float,
+        default=access.device_rate,
+        help="calls/s of a device; 0: no limit",
+    )
     add("--device-burst", type=int, default=access.device_burst, help="calls after a pause")
     add("--otlp-endpoint", help="URL of an OTLP/gRPC collector ($OTEL_EXPORTER_OTLP_ENDPOINT)")
     add("--trace-ratio", type=float, default=tracing.ratio, help="of requests that are traced")

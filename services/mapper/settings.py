@@ -23,7 +23,7 @@ class MapperSettings:
     max_batch: requests that share one product of a block. Larger batches gain little, and keep
         those in them waiting for each other.
     precision: float32 is exact. bfloat16 halves the weights in memory and is faster where the
-        processor multiplies it natively; docs/benchmarks.md has its effect on quality.
+        processor multiplies it natively; experiments/LOG.md has its effect on quality.
     torch_threads: threads of one product; more than 1 only pays for very large blocks.
     """
 

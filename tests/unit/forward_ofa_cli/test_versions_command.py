@@ -27,6 +27,11 @@ def test_list(cli, registry: FileRegistry):
     assert "v1" in shown and "stable" in shown
 
 
+def test_list_never_cuts_a_version_short(cli, registry: FileRegistry):
+    publish(registry, "20250131-120000-0a1b2c3d", label="a-label-with-a-rather-long-name")
+    assert "20250131-120000-0a1b2c3d" in cli("versions", "list").stdout
+
+
 def test_show_takes_a_label(cli, registry: FileRegistry):
     raw = json.loads(cli("versions", "show", "stable", "--json").stdout)
     assert raw["version"] == "v2" and "mapper.safetensors" in raw["files"]
