@@ -13,7 +13,7 @@ from services.sessions.memory import MemorySessions
 from services.sessions.redis import RedisSessions
 from tests.support.redis_server import RedisServer
 
-TTL = 0.6
+TTL = 2.0
 PATIENT = 5.0
 
 
