@@ -27,6 +27,7 @@ from typing import Any
 
 from services.runtime.files import write_atomically
 from services.runtime.logs import log
+from services.runtime.process import stop_on_signal
 from services.runtime.settings import SettingsError, split_address
 from services.settings import ServeSettings
 
@@ -100,17 +101,7 @@ async def supervise(settings: ServeSettings, arguments: Sequence[str]) -> None:
     arguments: the command line that made the settings; later options win over earlier ones.
     Raises SettingsError if the address cannot be taken.
     """
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        # A second signal ends this process at once, and the others notice.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-        stopped.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    stopped = stop_on_signal()
     with (
         tempfile.TemporaryDirectory(prefix="forward-ofa-") as name,
         _reserve(settings.server.listen) as address,

@@ -14,7 +14,6 @@ import asyncio
 import json
 import logging
 import os
-import signal
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
@@ -32,7 +31,7 @@ from services.runtime.files import write_atomically
 from services.runtime.http import HttpEndpoint
 from services.runtime.logs import log
 from services.runtime.metrics import Metrics
-from services.runtime.process import keep_freed_memory, use_one_blas_thread
+from services.runtime.process import keep_freed_memory, stop_on_signal, use_one_blas_thread
 from services.runtime.server import Server
 from services.runtime.settings import SettingsError
 from services.runtime.tracing import TracedAssembler, TracedMapper, Tracing
@@ -136,24 +135,15 @@ async def serve(settings: ServeSettings) -> None:
     Raises SettingsError, or RuntimeError if gRPC's server ends by itself: better no process,
     which is started again, than one that nobody reaches.
     """
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-        stopped.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    stopped = stop_on_signal()
     keep_freed_memory()
     use_one_blas_thread()
     running = await start(settings)
     if settings.exit_with is not None:
         orphaned = asyncio.create_task(_when_orphaned(settings.exit_with))
-        orphaned.add_done_callback(lambda _: stop())
+        orphaned.add_done_callback(lambda _: stopped.set())
     ended = asyncio.create_task(running.ended())
-    ended.add_done_callback(lambda _: stop())
+    ended.add_done_callback(lambda _: stopped.set())
     announcing = asyncio.create_task(_announce(running, settings.ready_file))
     stopping = asyncio.create_task(stopped.wait())
     try:

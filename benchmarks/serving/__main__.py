@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
@@ -17,6 +16,7 @@ from benchmarks.serving.bars import bars
 from benchmarks.serving.loader import Loader
 from benchmarks.serving.machine import describe
 from benchmarks.serving.measure import Run
+from benchmarks.serving.procs import end_on_term
 from benchmarks.serving.report import draw, print_run
 from benchmarks.serving.servers import Servers
 from benchmarks.serving.settings import Settings
@@ -104,15 +104,6 @@ def benchmark(settings: Settings, console: Console) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
-
-
-def end_on_term() -> None:
-    """SIGTERM unwinds as Ctrl-C does, so that no server is left behind."""
-
-    def end(number: int, frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
 
 
 def main() -> int:

@@ -6,16 +6,12 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.serving.__main__ import end_on_term
 from benchmarks.serving.load import SLICE_SECONDS
-from benchmarks.serving.settings import RESULTS, Settings
-from benchmarks.serving.stand import Check, conclude, standing
+from benchmarks.serving.stand import Check, begin, conclude, standing
 from benchmarks.serving.systems import Ask
 
 _CONNECTIONS = 64
@@ -100,13 +96,7 @@ def main() -> int:
     add("--accepted-factor", type=float, default=5.0, help="p99 in the burst / p99 before")
     add("--refusal-ms", type=float, default=50.0, help="p99 of a refusal")
     add("--recovery-s", type=float, default=5.0, help="seconds until all is as before")
-    add("--no-pin", action="store_true", help="let server and load generator share all cores")
-    add("--ours", default="", help="more options of our services")
-    add("--out", type=Path, default=RESULTS, help="folder for raw results")
-    a = parser.parse_args()
-    end_on_term()
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    settings = Settings(pin=not a.no_pin, ours=tuple(a.ours.split()))
+    a, console, settings = begin(parser)
     with standing(settings, Ask(a.encoding, held=True)) as stand:
         capacity = stand.capacity(32, min(2.0, a.before))
         console.print(f"capacity: {capacity:.0f} requests/s with 32 clients, {a.encoding}")

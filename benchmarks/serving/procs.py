@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
 MEGABYTE = 1_000_000
 _NOT_BUSY = ("idle", "iowait", "guest", "guest_nice")
+
+
+def end_on_term() -> None:
+    """SIGTERM unwinds as Ctrl-C does, so that no server is left behind."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def tree(pids: Iterable[int]) -> list[psutil.Process]:

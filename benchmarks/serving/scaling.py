@@ -7,10 +7,10 @@ many cores there are, one process answers about 1 / PYTHON_MS requests a second.
 is how to use the others: more threads, more whole processes (each batches what it gets
 itself), or more processes that share mappers (larger batches, one more hop).
 
-The costs are those that were measured on 2 cores (docs/benchmarks.md, `Costs`); give others
-by --costs. Named assumptions: no network card limits; the kernel spreads connections evenly;
-eight cores share a last-level cache that feeds at most CACHE_STREAMS products at full speed,
-since a product of a small batch only reads weights.
+The costs are rounded from `benchmarks.serving.stages` and from the echo of `make bench` on 2 cores;
+give others by --costs. Named assumptions: no network card limits; the kernel spreads connections
+evenly; eight cores share a last-level cache that feeds at most CACHE_STREAMS products at full
+speed, since a product of a small batch only reads weights.
 """
 
 from __future__ import annotations

@@ -18,9 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.serving import procs
-from benchmarks.serving.__main__ import end_on_term
-from benchmarks.serving.settings import RESULTS, Settings
-from benchmarks.serving.stand import Check, Say, conclude, standing
+from benchmarks.serving.settings import Settings
+from benchmarks.serving.stand import Check, Say, begin, conclude, standing
 from benchmarks.serving.systems import Ask
 from tests.support.redis_server import RedisServer
 
@@ -127,13 +126,7 @@ def main() -> int:
     add = parser.add_argument
     add("--minutes", type=float, default=15.0, help="how long")
     add("--session-ttl", type=float, default=60.0, help="seconds that Redis keeps a session")
-    add("--no-pin", action="store_true", help="let server and load generator share all cores")
-    add("--ours", default="", help="more options of our services")
-    add("--out", type=Path, default=RESULTS, help="folder for raw results")
-    a = parser.parse_args()
-    end_on_term()
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    settings = Settings(pin=not a.no_pin, ours=tuple(a.ours.split()))
+    a, console, settings = begin(parser)
     with tempfile.TemporaryDirectory(prefix="forward-ofa-soak-") as folder:
         server = RedisServer(Path(folder))
         server.start()

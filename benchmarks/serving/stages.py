@@ -22,6 +22,7 @@ from forward_ofa_device.artefact import ENCODINGS, BlockLayout, artefact_header,
 from forward_ofa_device.backbones import build
 from forward_ofa_device.backbones.contract import BackboneConfig
 from services.checks import check_interest, check_path, check_session_id
+from services.controller.retrieval import ItemIndex
 from services.mapper.encoding import BlockEncoder
 from services.mapper.hypernetworks import BlockHypernetworks
 from services.ports import Encoding
@@ -29,6 +30,7 @@ from services.wire import artefact_field, split_artefact, split_payload
 
 ROUNDS = 200
 BATCH = 32
+ITEMS = 3_011
 
 
 def cost(work: Callable[[], object], per: int = 1) -> float:
@@ -55,6 +57,12 @@ def measure(encoding: Encoding) -> list[tuple[str, str, float]]:
     networks, encoder = BlockHypernetworks(layout, weights), BlockEncoder(layout)
     interest = rng.normal(0, 1, config.hidden).astype("<f4")
     path = tuple([True] * config.blocks)
+    d = config.hidden
+    index = ItemIndex(
+        rng.normal(0, 0.1, (d, d)).astype(np.float32),
+        np.zeros(d, np.float32),
+        rng.normal(0, 0.1, (ITEMS, d)).astype(np.float32),
+    )
     request = api.RequestNetworkRequest(
         version="20260101-000000-abcdef12",
         session_id="s" * 22,
@@ -104,6 +112,7 @@ def measure(encoding: Encoding) -> list[tuple[str, str, float]]:
             ("encode, alone", "1", cost(lambda: encode(1))),
             (f"encode, {BATCH} together", "1", cost(lambda: encode(BATCH), BATCH)),
             ("SHA-256", "", cost(hash_all)),
+            (f"retrieval among {ITEMS:,} items", "", cost(lambda: index.search(interest, 200))),
             ("frame", "", cost(lambda: artefact_field(data, digest, encoding))),
             ("join to one reply", "1", cost(lambda: b"".join([*field, rest]))),
             ("split a mapper's reply (apart)", "", cost(lambda: split_payload(blocks))),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +19,28 @@ from rich.table import Table
 from benchmarks.serving.load import Job
 from benchmarks.serving.loader import Loader
 from benchmarks.serving.machine import describe
+from benchmarks.serving.procs import end_on_term
 from benchmarks.serving.servers import Servers
-from benchmarks.serving.settings import Settings
+from benchmarks.serving.settings import RESULTS, Settings
 from benchmarks.serving.systems import Ask, Starter, System
 from benchmarks.serving.version import make_version
 from benchmarks.serving.workload import all_blocks
 
 _WARM_SECONDS = 1.0
+
+
+def begin(
+    parser: argparse.ArgumentParser,
+) -> tuple[argparse.Namespace, Console, Settings]:
+    """The options that soak and overload share, added and read with the parser's own."""
+    add = parser.add_argument
+    add("--no-pin", action="store_true", help="let server and load generator share all cores")
+    add("--ours", default="", help="more options of our services")
+    add("--out", type=Path, default=RESULTS, help="folder for raw results")
+    found = parser.parse_args()
+    end_on_term()
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    return found, console, Settings(pin=not found.no_pin, ours=tuple(found.ours.split()))
 
 
 @dataclass(frozen=True)

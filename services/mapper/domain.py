@@ -38,7 +38,7 @@ class MappedVersion:
         row = torch.zeros(1, networks.hidden + 1)
         out = torch.empty(1, networks.layout.size)
         with torch.inference_mode():
-            # The first touch of each page reads it from disk; no request should wait for that.
+            # The libraries set themselves up at their first call; no request should wait for that.
             for block in range(networks.blocks):
                 loaded.encoder.encode(networks.multiply(block, row, out), "float16")
         return loaded
@@ -58,6 +58,8 @@ class LocalMapper:
         self._limit = settings.workers + settings.queue
         self._pending = 0
         self._alone = 0
+        # bfloat16 may take many times longer, and nobody knows that of a processor beforehand.
+        self._here_weights = _HERE_WEIGHTS if settings.precision == "float32" else 0
         self._workers = Workers(settings.workers, settings.max_batch, metrics)
 
     async def generate(self, request: GenerationRequest) -> GeneratedBlocks:
@@ -108,7 +110,7 @@ class LocalMapper:
         """
         self._alone = self._alone + 1 if self._pending == 1 else 0
         calm = self._alone > _CALM and self._alone % _PROBE_EVERY
-        return bool(calm) and weights <= _HERE_WEIGHTS
+        return bool(calm) and weights <= self._here_weights
 
     def ready(self) -> bool:
         """Whether a version is here and workers to generate with it."""

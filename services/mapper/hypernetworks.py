@@ -91,10 +91,8 @@ class BlockHypernetworks:
 
     @property
     def weight_values(self) -> int:
-        """Values that generating one block reads; bfloat16 counts many times, for processors
-        that convert it first."""
-        slow = 1 if self._dtype is torch.float32 else 16
-        return slow * (self.hidden + 1) * self.layout.size
+        """Values that generating one block reads."""
+        return (self.hidden + 1) * self.layout.size
 
     def flops(self, kept: int) -> int:
         """Multiply-accumulates of generating so many blocks."""

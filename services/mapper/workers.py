@@ -95,8 +95,8 @@ class Workers:
             for slot, block in enumerate(generation.blocks):
                 (made,) = self._scratch.generate(generation.networks, block, [generation])
                 generation.payloads[slot] = made
+                self._metrics.batch_size.observe(1)
         generation.finished = time.perf_counter()
-        self._metrics.batch_size.observe(1)
         generation.done.set_result(None)
 
     def close(self) -> None:

@@ -1,13 +1,30 @@
-"""How the process uses the machine's memory and cores."""
+"""The process itself: the signals that stop it, the machine's memory and cores."""
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import signal
 
 from threadpoolctl import threadpool_limits
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _TRIM_BYTES, _MMAP_BYTES = 64 * 1024 * 1024, 4 * 1024 * 1024
+
+
+def stop_on_signal() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT; a second one ends the process at once."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    return stopped
 
 
 def keep_freed_memory() -> None:
