@@ -59,7 +59,8 @@ def list_versions(
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
-            row["version"], _shown(row["labels"], row["percent"]), row["created"], row["backbone"],
+            row["version"], _shown(row["labels"], row["percent"]),
+            row["created"][:16].replace("T", " "), row["backbone"],
             f"{row['items']:,}", _number(row["ndcg@10"]), _number(row["mean_kept_blocks"]),
             size(row["bytes"]),
         )  # fmt: skip

@@ -67,6 +67,10 @@ class Connection:
             raise ValueError("certificate and key belong together: give both or none")
         if self.certificate is not None and not self.secure:
             raise ValueError("a certificate needs TLS: give root_certificates")
+        for name in ("root_certificates", "certificate", "key"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Path):
+                raise TypeError(f"{name} is the pathlib.Path of a PEM file")
         if isinstance(self.token, str):
             _check_token(self.token)
 

@@ -141,6 +141,18 @@ def _add_operations(parser: argparse.ArgumentParser) -> None:
     )
     add("--min-concurrent", type=int, default=limits.min_concurrent, help="calls, never fewer")
     add("--max-waiting", type=int, default=limits.max_waiting, help="calls not looked at yet")
+    add(
+        "--max-unread-bytes",
+        type=int,
+        default=limits.max_unread_bytes,
+        help="replies not read yet, together",
+    )
+    add(
+        "--max-connection-seconds",
+        type=float,
+        default=limits.max_connection_seconds,
+        help="then clients connect anew",
+    )
     add("--max-downloads", type=int, default=limits.max_downloads, help="bundles at once")
     add(
         "--download-rate",
@@ -227,6 +239,8 @@ def _read_server(a: argparse.Namespace) -> ServerSettings:
             target_ms=a.target_ms,
             min_concurrent=a.min_concurrent,
             max_waiting=a.max_waiting,
+            max_unread_bytes=a.max_unread_bytes,
+            max_connection_seconds=a.max_connection_seconds,
             max_downloads=a.max_downloads,
             download_rate=a.download_rate,
             stream_rate=a.stream_rate,

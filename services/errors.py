@@ -1,6 +1,6 @@
 """Every error that the services answer with, in one catalogue.
 
-A component raises `Fault(Reason.X, ...)`; the interceptor renders it as a gRPC
+A component raises `Fault(Reason.X, ...)`; the guard renders it as a gRPC
 status with an `ErrorDetail`, clients turn that back into the same Fault. Only
 the texts of this file reach callers; `Fault.detail` goes to the log.
 

@@ -39,7 +39,7 @@ def checks(result: dict[str, Any], capacity: float, burst_end: float, a: Any) ->
     sent = (burst["ok"] + burst["refused"] + burst["errors"]) / burst["seconds"]
     answered = burst["answered_meanwhile_rps"]
     calm, hot = before["latency_ms"], burst["latency_ms"]
-    refusal = burst["refusal_ms"].get("p99")
+    refusal = burst["refusal_ms"].get("p95")
     back = recovery_seconds(result, burst_end)
     bound = a.accepted_factor * calm["p99"]
     return [
@@ -50,7 +50,7 @@ def checks(result: dict[str, Any], capacity: float, burst_end: float, a: Any) ->
         Check("accepted: p99 in the burst", f"{hot.get('p99', 0):.1f} ms",
               f"<= {a.accepted_factor:g} x {calm['p99']:.1f} ms (p99 before)",
               bool(hot) and hot["p99"] <= bound),
-        Check("refused: p99 until told", "none" if refusal is None else f"{refusal:.1f} ms",
+        Check("refused: p95 until told", "none" if refusal is None else f"{refusal:.1f} ms",
               f"<= {a.refusal_ms:g} ms", refusal is not None and refusal <= a.refusal_ms),
         Check("recovery", "never" if back is None else f"{back:.1f} s", f"<= {a.recovery_s:g} s",
               back is not None and back <= a.recovery_s),
@@ -62,7 +62,16 @@ def checks(result: dict[str, Any], capacity: float, burst_end: float, a: Any) ->
 def phase_table(result: dict[str, Any]) -> Table:
     """A line a phase."""
     table = Table(title="Before, during and after the burst")
-    names = ("wanted/s", "answered/s", "refused/s", "not sent", "p50 ms", "p99 ms", "refusal p99")
+    names = (
+        "wanted/s",
+        "answered/s",
+        "refused/s",
+        "not sent",
+        "p50 ms",
+        "p99 ms",
+        "refusal p95",
+        "p99",
+    )
     for name in ("phase", *names):
         table.add_column(name, justify="right")
     for name, each in zip(("before", "burst", "after"), result["phases"], strict=True):
@@ -74,7 +83,7 @@ def phase_table(result: dict[str, Any]) -> Table:
             f"{each['refused'] / each['seconds']:.0f}",
             str(each["not_sent"]),
             *(f"{latency[key]:.1f}" if latency else "" for key in ("p50", "p99")),
-            f"{refusal['p99']:.1f}" if refusal else "",
+            *(f"{refusal[key]:.1f}" if refusal else "" for key in ("p95", "p99")),
         )
     return table
 
@@ -94,7 +103,7 @@ def main() -> int:
     add("--encoding", default="float32", choices=("float32", "float16", "int8"),
         help="of the networks; float32 leaves the load generator most room")  # fmt: skip
     add("--accepted-factor", type=float, default=5.0, help="p99 in the burst / p99 before")
-    add("--refusal-ms", type=float, default=50.0, help="p99 of a refusal")
+    add("--refusal-ms", type=float, default=100.0, help="p95 of a refusal")
     add("--recovery-s", type=float, default=5.0, help="seconds until all is as before")
     a, console, settings = begin(parser)
     with standing(settings, Ask(a.encoding, held=True)) as stand:

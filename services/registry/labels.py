@@ -172,7 +172,13 @@ class LabelledRegistry(ABC):
         return label
 
     def _check_unlabelled(self, version: str) -> None:
-        pointing = [name for name, target in self.labels().items() if target == version]
+        labels = self.labels()
+        if version in labels:
+            raise RegistryError(
+                f"{version} is a label, of version {labels[version]}: move the label to another "
+                "version, then remove this one by its own name"
+            )
+        pointing = [name for name, target in labels.items() if target == version]
         if pointing:
             raise RegistryError(
                 f"version {version} is labelled {', '.join(pointing)}: move the label first"

@@ -1,1 +1,1 @@
-"""The plumbing that every service shares: server, interceptor, metrics, channels, logs."""
+"""The plumbing that every service shares: server, guard, metrics, channels, logs."""

@@ -9,6 +9,9 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
+
+import grpc
 
 from services.errors import Fault, Reason, RetryMs
 from services.runtime.checks import SettingsError
@@ -28,6 +31,11 @@ class AdmissionSettings:
         longer than this, and grows back after; 0: the limit stays max_concurrent_requests.
     max_waiting: calls of one method that may wait to be looked at. gRPC itself ends those
         beyond, with CANCELLED: refusing them ourselves would take the time that others need.
+    max_unread_bytes: replies of unary calls that callers have not read yet, together. One
+        connection may hold an eighth of what is free, so that one that does not read, by
+        fault or by design, is refused before others are.
+    max_connection_seconds: a connection is told to end after so long (by a tenth more or less)
+        and its client makes another: what it holds ends with it, and clients find new replicas.
     min_concurrent: the limit never shrinks below this.
     max_downloads: bundle downloads at once; more are refused with OVERLOADED.
     download_rate: bytes a second of all downloads together; 0: no limit.
@@ -37,8 +45,10 @@ class AdmissionSettings:
     """
 
     target_ms: float = 100.0
-    min_concurrent: int = 64
-    max_waiting: int = 128
+    min_concurrent: int = 40
+    max_waiting: int = 40
+    max_unread_bytes: int = 512 * 2**20
+    max_connection_seconds: float = 1800.0
     max_downloads: int = 256
     download_rate: float = 0.0
     stream_rate: float = 0.0
@@ -51,7 +61,9 @@ class AdmissionSettings:
         for name in ("target_ms", "download_rate", "stream_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be a number and not negative; 0: no limit")
-        for name in ("max_seconds", "max_download_seconds"):
+        if self.max_unread_bytes < 2**20:
+            raise SettingsError("max_unread_bytes is at least 1 MiB (1048576)")
+        for name in ("max_seconds", "max_download_seconds", "max_connection_seconds"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be a number above 0")
 
@@ -77,9 +89,14 @@ class Admission:
         self._last_cut = 0.0
         self._returning, self._returning_at = 0.0, 0.0
 
+    @property
+    def full(self) -> bool:
+        """Whether as many run as may."""
+        return self.running >= self.limit
+
     def enter(self) -> None:
         """Raises Fault OVERLOADED with a window if too many run."""
-        if self.running >= self.limit:
+        if self.full:
             raise Fault(
                 Reason.OVERLOADED, retry=self.window(), detail=f"{int(self.limit)} calls at once"
             )
@@ -133,6 +150,43 @@ class Admission:
             # Each refusal lets the mean sink, so that one is tried again before long.
             self._mean *= _CUT
             raise Fault(Reason.DEADLINE, retry=self.window(), detail="too near")
+
+
+class Unread:
+    """Bytes of replies that wait for callers to read them, by connection.
+
+    gRPC keeps a reply until its caller's HTTP/2 window has room for it; there is no taking
+    back. The share of a connection shrinks as others fill (an eighth of what is free), so
+    those that hoard are refused first, and there is always room for one that reads.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.total = 0
+        self._limit = limit
+        self._held: dict[str, int] = {}
+
+    def check(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Raises Fault OVERLOADED if the caller's connection holds its share already."""
+        if not self.total:
+            return
+        free = self._limit - self.total
+        if free <= 0 or 8 * self._held.get(context.peer(), 0) > free:
+            raise Fault(Reason.OVERLOADED, detail="replies are not read")
+
+    def add(self, context: grpc.aio.ServicerContext[Any, Any], size: int) -> None:
+        """A reply is handed to gRPC; `context` tells when it has been read, or given up."""
+        peer = context.peer()
+        self.total += size
+        self._held[peer] = self._held.get(peer, 0) + size
+
+        def read(_: object) -> None:
+            self.total -= size
+            self._held[peer] -= size
+            if not self._held[peer]:
+                del self._held[peer]
+
+        # Its stub asks for something that is no function.
+        context.add_done_callback(read)  # type: ignore[arg-type]
 
 
 class Pacer:

@@ -64,6 +64,10 @@ class _Handler(MetricsHandler):
     probes: dict[str, Probe]
     timeout = 30
 
+    def version_string(self) -> str:
+        # Python's own default tells strangers which Python.
+        return "forward-ofa"
+
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path in ("/metrics", "/"):

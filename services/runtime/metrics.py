@@ -49,6 +49,11 @@ class Metrics:
             registry=r,
         )
         self.in_flight = Gauge("forward_ofa_requests_in_flight", "Calls being served", registry=r)
+        self.unread_bytes = Gauge(
+            "forward_ofa_unread_reply_bytes",
+            "Replies of unary calls that callers have not read yet",
+            registry=r,
+        )
         self.rejections = Counter(
             "forward_ofa_rejections", "Failed calls by reason (docs/errors.md)", ["reason"],
             registry=r,

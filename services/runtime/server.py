@@ -11,10 +11,11 @@ from grpc_health.v1 import health, health_pb2_grpc  # type: ignore[import-untype
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from services.runtime.access import Access
+from services.runtime.admission import AdmissionSettings
 from services.runtime.checks import SettingsError, split_address
 from services.runtime.core import sturdy_server
+from services.runtime.guard import CallGuard
 from services.runtime.health import POLL_SECONDS, Health
-from services.runtime.interceptor import CallGuard
 from services.runtime.metrics import Metrics
 from services.runtime.settings import Ready, ServerSettings
 from services.runtime.tls import Identity, server_credentials, watch_identity
@@ -46,12 +47,15 @@ class Server:
         self._access = Access(settings.access, metrics)
         guard = CallGuard(metrics, settings, self._access, tracing)
         self.grpc: grpc.aio.Server = sturdy_server(
-            interceptors=[guard],
-            options=(
+            guard,
+            (
                 ("grpc.max_receive_message_length", settings.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
-                # Replies that nobody reads are kept until their connection ends.
+                # Calls that send no message, and replies that nobody reads, are kept until
+                # their connection ends.
                 ("grpc.max_concurrent_streams", max(100, settings.max_concurrent_requests)),
+                ("grpc.max_connection_age_ms", _ms(settings.admission.max_connection_seconds)),
+                ("grpc.max_connection_age_grace_ms", _ms(_longest_call(settings.admission))),
                 ("grpc.server.max_pending_requests", settings.admission.max_waiting),
                 ("grpc.server.max_pending_requests_hard_limit", settings.admission.max_waiting),
                 # Unless it is meant, two processes on one port are a mistake.
@@ -118,6 +122,14 @@ class Server:
         await self.grpc.stop(self.settings.drain_seconds)
         if self._poll is not None:
             self._poll.cancel()
+
+
+def _ms(seconds: float) -> int:
+    return min(2**31 - 1, round(1e3 * seconds))
+
+
+def _longest_call(limits: AdmissionSettings) -> float:
+    return max(limits.max_seconds, limits.max_download_seconds)
 
 
 def _identity(settings: ServerSettings, metrics: Metrics) -> Watched[Identity] | None:

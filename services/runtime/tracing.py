@@ -1,6 +1,6 @@
 """OpenTelemetry spans: an optional extra, loaded only when an endpoint is given.
 
-A request's span begins in the interceptor, `stage` makes one within it, the trace context
+A request's span begins in the guard, `stage` makes one within it, the trace context
 travels as W3C `traceparent`. Spans carry versions, numbers and reasons; nothing personal.
 """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import threading
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +17,6 @@ from services.assembler.settings import AssemblerSettings
 from services.clients import RemoteAssembler, RemoteMapper
 from services.errors import Fault, Reason
 from services.mapper.domain import LocalMapper, MappedVersion
-from services.mapper.hypernetworks import BlockHypernetworks
 from services.mapper.settings import MapperSettings
 from services.ports import GeneratedBlocks, GenerationRequest
 from services.registry.files import FileRegistry
@@ -27,6 +25,7 @@ from services.runtime.metrics import Metrics
 from services.runtime.settings import ChannelSettings
 from services.versions import Versions, VersionSettings
 from services.wire import encoding_name, parse_artefact
+from tests.support.gate import Gate
 from tests.support.serving import running
 from tests.support.versions import publish
 
@@ -220,23 +219,6 @@ async def test_many_at_once(assembler, tiny):
         got = read_artefact(artefact_of(network), tiny.layout).blocks[2]["query.weight"]
         wanted = tiny.layout.split(tiny.parameters(2, interest))["query.weight"]
         np.testing.assert_allclose(got, wanted, atol=1e-6)
-
-
-class Gate:
-    """Holds the workers until it is opened. served: (block, requests) of each product."""
-
-    def __init__(self, monkeypatch):
-        self.open, self.entered = threading.Event(), threading.Event()
-        self.served = []
-        multiply = BlockHypernetworks.multiply
-
-        def gated(networks, block, rows, out):
-            self.served.append((block, len(rows)))
-            self.entered.set()
-            assert self.open.wait(10)
-            return multiply(networks, block, rows, out)
-
-        monkeypatch.setattr(BlockHypernetworks, "multiply", gated)
 
 
 async def test_a_full_queue_refuses_at_once_and_recovers(published, tiny, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 
 import grpc
 import pytest
@@ -12,17 +13,21 @@ import pytest
 from forward_ofa_api.controller.v1.controller_pb2_grpc import ControllerServiceStub
 from services.registry.files import FileRegistry
 from services.runtime import core
+from services.runtime.admission import AdmissionSettings
+from services.runtime.settings import ServerSettings
 from services.wiring import serve
+from tests.support.fleet import scrape
 from tests.support.rubbish import PREFACE, connection, frame, headers, throw
 from tests.support.serving import Process, network_request, running, settings
 from tests.support.versions import publish
 
-HEADERS, SETTINGS, END_HEADERS, END_STREAM = 1, 4, 4, 1
+DATA, HEADERS, SETTINGS, END_HEADERS, END_STREAM = 0, 1, 4, 4, 1
+INITIAL_WINDOW = 4
+REQUEST_NETWORK = b"/forward_ofa_api.controller.v1.ControllerService/RequestNetwork"
 
 
-def call(path: bytes) -> bytes:
-    """A call that is right but for its path."""
-    block = headers(
+def call_headers(path: bytes) -> bytes:
+    return headers(
         [
             (":method", b"POST"),
             (":scheme", b"http"),
@@ -32,7 +37,24 @@ def call(path: bytes) -> bytes:
             ("content-type", b"application/grpc"),
         ]
     )
-    return PREFACE + frame(SETTINGS, 0, 0, b"") + frame(HEADERS, END_HEADERS | END_STREAM, 1, block)
+
+
+def call(path: bytes) -> bytes:
+    """A call that is right but for its path."""
+    start = PREFACE + frame(SETTINGS, 0, 0, b"")
+    return start + frame(HEADERS, END_HEADERS | END_STREAM, 1, call_headers(path))
+
+
+def calls_unread(message: bytes, count: int) -> bytes:
+    """Good calls by one who lets no byte of a reply come."""
+    no_window = INITIAL_WINDOW.to_bytes(2, "big") + (0).to_bytes(4, "big")
+    prefixed = b"\0" + len(message).to_bytes(4, "big") + message
+    block = call_headers(REQUEST_NETWORK)
+    parts = [PREFACE, frame(SETTINGS, 0, 0, no_window)]
+    for stream in range(1, 2 * count, 2):
+        parts += [frame(HEADERS, END_HEADERS, stream, block)]
+        parts += [frame(DATA, END_STREAM, stream, prefixed)]
+    return b"".join(parts)
 
 
 @pytest.fixture
@@ -98,3 +120,41 @@ async def test_a_server_that_ends_by_itself_ends_the_process(registry, tmp_path,
     with pytest.raises(RuntimeError, match="ended by itself"):
         await asyncio.wait_for(serving, 20)
     assert not ready.exists()
+
+
+async def test_who_does_not_read_replies_fills_no_memory_and_hinders_nobody(registry):
+    tiny = publish(registry, "v1")
+    limit = 2**20
+    admission = AdmissionSettings(max_unread_bytes=limit, max_waiting=512)
+    server = ServerSettings(listen="127.0.0.1:0", admission=admission)
+    message = network_request(tiny).SerializeToString()
+    async with running(registry.root, server=server) as services:
+        host, port = services.address.rsplit(":", 1)
+
+        async def metric(name, **labels):
+            return await asyncio.to_thread(scrape, services.metrics_address, name, **labels)
+
+        async def unread():
+            return await metric("forward_ofa_unread_reply_bytes")
+
+        async def refused():
+            return await metric("forward_ofa_rejections_total", reason="OVERLOADED")
+
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(calls_unread(message, 250))
+        await writer.drain()
+        end = time.monotonic() + 20
+        while not (held := await unread()) or not await refused() or held != await unread():
+            assert time.monotonic() < end, f"{held} bytes, {await refused()} refused"
+            await asyncio.sleep(0.1)
+        # An eighth of what was free, and the calls that ran when it was reached.
+        assert limit / 16 < held < limit / 2
+        async with grpc.aio.insecure_channel(services.address) as channel:
+            stub = ControllerServiceStub(channel)
+            for _ in range(20):
+                assert (await stub.RequestNetwork(network_request(tiny), timeout=20)).artefact.data
+        writer.close()
+        while await unread():
+            assert time.monotonic() < end, "kept after the connection has gone"
+            await asyncio.sleep(0.05)
+        assert reader is not None

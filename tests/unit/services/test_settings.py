@@ -179,6 +179,7 @@ def test_every_flag_is_read(tmp_path):
         "--log-level": ["--log-level", "DEBUG"],
         "--mapper-precision": ["--mapper-precision", "bfloat16"],
         "--share-port": ["--share-port"],
+        "--max-unread-bytes": ["--max-unread-bytes", str(2**20)],
     }
     for action in make_parser()._actions:
         flag = action.option_strings[-1]

@@ -38,8 +38,9 @@ def main() -> None:
     os.environ["BENCH_WEIGHTS"] = arguments.weights
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     sys.path.insert(0, str(Path(__file__).parent))
-    command = Path(sys.executable).parent / "mlserver"
-    os.execv(command, [str(command), "start", str(arguments.folder)])
+    # Not its script, which does not outlive a move of the environment.
+    start = "from mlserver.cli import main; main()"
+    os.execv(sys.executable, [sys.executable, "-c", start, "start", str(arguments.folder)])
 
 
 main()

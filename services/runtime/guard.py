@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from services.errors import CATALOGUE, Fault, Reason
 from services.runtime.access import Access
-from services.runtime.admission import Admission, Pacer
+from services.runtime.admission import Admission, Pacer, Unread
 from services.runtime.context import (
     choose_request_id,
     deadline,
@@ -22,6 +22,7 @@ from services.runtime.context import (
     sane_traceparent,
     traceparent,
 )
+from services.runtime.core import Metadata
 from services.runtime.logs import log
 from services.runtime.metrics import Metrics
 from services.runtime.settings import ServerSettings
@@ -32,6 +33,7 @@ _LOGGER = logging.getLogger(__name__)
 _OURS = "/forward_ofa_api."
 _DEVICES = "/forward_ofa_api.controller."
 _Context = grpc.aio.ServicerContext[Any, Any]
+Refusal = tuple[grpc.StatusCode, str, Metadata]
 # A line for each would cost more than the refusal; the metrics count them.
 _QUIET = {Reason.OVERLOADED: logging.DEBUG, Reason.RATE_LIMITED: logging.DEBUG}
 _OUR_FAULT = {Reason.INTERNAL, Reason.CORRUPT_VERSION}
@@ -40,7 +42,7 @@ _CERTIFICATE_NAMES = ("x509_subject_alternative_name", "x509_common_name")
 _WHOLE = {"OK", "DEADLINE_EXCEEDED"}
 
 
-class CallGuard(grpc.aio.ServerInterceptor):
+class CallGuard:
     """Lets a call in or refuses it, cheapest check first and before its message is parsed.
 
     Turns a Fault into its gRPC status with details, and anything else into INTERNAL: nothing
@@ -68,35 +70,31 @@ class CallGuard(grpc.aio.ServerInterceptor):
         # Apart, so that phones on slow lines fetching bundles never crowd out networks.
         self.streams = Admission(limits.max_downloads, resumable=True)
         self.downloads = Pacer(limits.download_rate)
+        self.unread = Unread(limits.max_unread_bytes)
         self.limits = limits
         # Read when scraped: counting costs nothing a call.
         metrics.in_flight.set_function(lambda: self.unary.running + self.streams.running)
         metrics.concurrency_limit.set_function(lambda: int(self.unary.limit))
-        self._handlers: dict[str, Any] = {}
+        metrics.unread_bytes.set_function(lambda: self.unread.total)
+        self._methods: dict[str, _Method] = {}
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        path = handler_call_details.method
-        known = self._handlers.get(path)
-        if known is None:
-            handler = await continuation(handler_call_details)
-            if handler is None:
-                return None
-            known = self._handlers[path] = self._guard(path, handler)
-        return known
-
-    def _guard(self, path: str, handler: Any) -> Any:
+    def wrap(self, path: str, handler: Any) -> Any:
+        """See `core.Door`."""
         if not path.startswith(_OURS):
             empty = _lenient(handler.request_deserializer)
             return handler._replace(request_deserializer=empty)
-        method = _Method(self, path, handler)
+        method = self._methods[path] = _Method(self, path, handler)
         # Without coders: bytes come in and go out, parsed by us after the call was let in.
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(_unary(method, handler.unary_unary))
         return grpc.unary_stream_rpc_method_handler(_stream(method, handler.unary_stream))
+
+    def refusal(self, path: str) -> Refusal | None:
+        """See `core.Door`: OVERLOADED at once while as many run as may."""
+        method = self._methods.get(path)
+        if method is None or not method.admission.full:
+            return None
+        return method.refuse()
 
 
 class _Method:
@@ -128,6 +126,14 @@ class _Method:
         """Passes on bytes."""
         return answer if type(answer) is bytes else self._encode(answer)
 
+    def refuse(self) -> Refusal:
+        """Status, text and metadata of OVERLOADED, counted. No line in the log: see `_QUIET`."""
+        fault = Fault(Reason.OVERLOADED, retry=self.admission.window())
+        self.metrics.rejections.labels(fault.reason).inc()
+        self.count(fault.status)
+        details = (STATUS_DETAILS_KEY, status_details(fault))
+        return grpc.StatusCode[fault.status], fault.text, (details,)
+
     def count(self, code: str) -> None:
         """One more call that ended so."""
         counter = self._ended.get(code)
@@ -150,6 +156,7 @@ def _unary(method: _Method, inner: Callable[..., Awaitable[Any]]) -> Callable[..
             reply = method.encode(answer)
         except BaseException as error:
             await call.fail(error)
+        method.guard.unread.add(context, len(reply))
         call.end("OK", len(reply))
         return reply
 
@@ -240,6 +247,7 @@ class _Call:
             left = self.alarm = method.seconds
         method.admission.check_deadline(left)
         deadline.set(time.monotonic() + left)
+        method.guard.unread.check(self._context)
         method.admission.enter()
         self._admitted = True
 
