@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from forward_ofa.data.sequences import SequenceDataset
+from forward_ofa.data.shuffle import shuffled
 from forward_ofa.model import Batch
 
 
@@ -35,26 +37,61 @@ class Sessions:
         return Sessions(self.users[rows], self.starts[rows], self.counts[rows])
 
 
-def training_sessions(data: SequenceDataset, targets: int, rng: np.random.Generator) -> Sessions:
+class SessionSource(Protocol):
+    """Numbered sessions that can be made when they are needed."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: np.ndarray) -> Sessions:
+        """The sessions of these numbers, int64 [S]."""
+
+
+@dataclass(frozen=True)
+class TrainingSessions:
+    """All training targets, cut into sessions of at most `targets`, by user, then time.
+
+    Nothing here has an entry an interaction: a session is computed from its number.
+
+    last: int64 [U], the last target position of each user. shift: int64 [U], 0 .. targets - 1, how
+    many targets the first session of a user is short of. ends: int64 [U], sessions of this user
+    and all users before.
+    """
+
+    targets: int
+    last: np.ndarray
+    shift: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def take(self, rows: np.ndarray) -> Sessions:
+        users = np.searchsorted(self.ends, rows, side="right")
+        last, shift = self.last[users], self.shift[users]
+        first = rows - np.where(users > 0, self.ends[users - 1], 0)
+        begin = first * self.targets - shift + 1
+        starts = np.maximum(begin, 1)
+        counts = np.minimum(begin + self.targets, last + 1) - starts
+        return Sessions(users, starts, counts)
+
+
+def training_sessions(
+    data: SequenceDataset, targets: int, rng: np.random.Generator
+) -> TrainingSessions:
     """All training targets, cut into sessions of at most `targets`.
 
     Where the cuts lie is drawn anew for each user, so that over the epochs a position is
     met as the first target of a session as well as a later one.
     """
-    users, positions = data.train_positions()
+    last = data.target_counts()
     shift = rng.integers(0, targets, data.num_users)
-    group = (positions - 1 + shift[users]) // targets
-    first = np.ones(len(users), dtype=bool)
-    first[1:] = (users[1:] != users[:-1]) | (group[1:] != group[:-1])
-    starts = np.flatnonzero(first)
-    counts = np.diff(np.append(starts, len(users)))
-    return Sessions(users[starts], positions[starts], counts)
+    sessions = np.where(last > 0, (last - 1 + shift) // targets + 1, 0)
+    return TrainingSessions(targets, last, shift, np.cumsum(sessions))
 
 
-def last_item_sessions(data: SequenceDataset, split: str) -> Sessions:
-    """One session of one target a user: the second-last item ("validation") or last ("test")."""
-    positions = {"validation": data.validation_positions, "test": data.test_positions}
-    users, ends = positions[split]()
+def held_out_sessions(data: SequenceDataset, split: str) -> Sessions:
+    """One session of one target a user, of "validation" or "test"."""
+    users, ends = data.held_out(split)
     return Sessions(users, ends, np.ones_like(ends))
 
 
@@ -89,13 +126,12 @@ def padding_last(windows: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
 
 def batches(
     data: SequenceDataset,
-    sessions: Sessions,
+    sessions: SessionSource,
     size: int,
     history: int,
     window: int,
     rng: np.random.Generator | None = None,
 ) -> Iterator[Batch]:
-    """Batches of `size` sessions, shuffled if `rng` is given."""
-    order = np.arange(len(sessions)) if rng is None else rng.permutation(len(sessions))
-    for start in range(0, len(order), size):
-        yield collate(data, sessions.take(order[start : start + size]), history, window)
+    """Batches of `size` sessions, shuffled (see `data.shuffle`) if `rng` is given."""
+    for rows in shuffled(len(sessions), size, rng):
+        yield collate(data, sessions.take(rows), history, window)

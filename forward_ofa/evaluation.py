@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from forward_ofa.baselines.device_rec import DeviceRec
-from forward_ofa.batches import collate, last_item_sessions
+from forward_ofa.batches import collate, held_out_sessions
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.model import Batch, ForwardOFA
 
@@ -99,8 +99,8 @@ def paired_interval(
 
 
 def user_batches(data: SequenceDataset, split: str, history: int, window: int) -> Iterator[Batch]:
-    """All users in order, one target each."""
-    sessions = last_item_sessions(data, split)
+    """All users who have a target in that split, in order, one target each."""
+    sessions = held_out_sessions(data, split)
     for start in range(0, len(sessions), _BATCH):
         rows = np.arange(start, min(start + _BATCH, len(sessions)))
         yield collate(data, sessions.take(rows), history, window)
@@ -112,12 +112,11 @@ def rank_of(scores: Tensor, targets: Tensor) -> Tensor:
     return (scores >= scores.gather(1, targets[:, None])).sum(1)
 
 
-def seen_mask(data: SequenceDataset, split: str, users: np.ndarray) -> Tensor:
-    """Booleans [B, N + 1]: items before the target in each user's history."""
-    ends = {"validation": 2, "test": 1}[split]
+def seen_mask(data: SequenceDataset, users: np.ndarray, ends: np.ndarray) -> Tensor:
+    """Booleans [B, N + 1]: items before position `ends` in each user's history."""
     mask = torch.zeros(len(users), data.num_items + 1, dtype=torch.bool)
-    for row, user in enumerate(users):
-        mask[row, torch.from_numpy(data.history(int(user))[:-ends].astype(np.int64))] = True
+    rows, items = data.before(users, ends)
+    mask[torch.from_numpy(rows), torch.from_numpy(items.astype(np.int64))] = True
     return mask
 
 
@@ -144,15 +143,16 @@ def evaluate(
     count = min(candidates, data.num_items)
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
     found = 0
+    users, ends = data.held_out(split)
     start = 0
     for batch in user_batches(data, split, history, config.history):
-        users = np.arange(start, start + len(batch.targets))
-        start += len(users)
+        part = slice(start, start + len(batch.targets))
+        start = part.stop
         targets = batch.targets[:, 0]
         vectors, gates = _vectors_and_gates(system, batch)
         scores = vectors @ system.items.weight.T
         ranks = rank_of(scores, targets)
-        allowed = ~seen_mask(data, split, users)
+        allowed = ~seen_mask(data, users[part], ends[part])
         if retriever is not None:
             allowed &= _retrieved(retriever, batch, count)
         # A repeated item is not in the funnel: the device removed it with all it has seen.

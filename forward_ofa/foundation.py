@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from forward_ofa.batches import padding_last
 from forward_ofa.config import FoundationConfig
 from forward_ofa.data.sequences import SequenceDataset
+from forward_ofa.data.shuffle import shuffled
 from forward_ofa.evaluation import rank_of
 from forward_ofa.model import ForwardOFA, item_table
 from forward_ofa.objectives import next_item_loss
@@ -61,6 +62,11 @@ class Foundation(nn.Module):
         system.query.load_state_dict(self.query.state_dict())
 
 
+def piece_counts(data: SequenceDataset, length: int) -> np.ndarray:
+    """int64 [U]: pieces of at most `length` targets; 0 for a user without a training target."""
+    return -(-data.target_counts() // length)
+
+
 def sequence_batches(
     data: SequenceDataset, config: FoundationConfig, rng: np.random.Generator
 ) -> Iterator[Tensor]:
@@ -68,15 +74,12 @@ def sequence_batches(
 
     Pieces overlap by one item, so each training target is met exactly once an epoch.
     """
-    last = data.lengths() - 2  # validation and test items are not read
-    pieces = -(-(last - 1) // config.length)  # 0 for a user without a training target
-    users = np.repeat(np.arange(data.num_users), pieces)
-    index = np.arange(len(users)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    ends = last[users] - index * config.length
-    order = rng.permutation(len(users))
-    for start in range(0, len(order), config.training.batch_size):
-        rows = order[start : start + config.training.batch_size]
-        windows = data.windows(users[rows], ends[rows], config.length + 1)
-        lengths = np.minimum(ends[rows], config.length + 1)
+    pieces = np.cumsum(piece_counts(data, config.length))
+    for rows in shuffled(int(pieces[-1]), config.training.batch_size, rng):
+        users = np.searchsorted(pieces, rows, side="right")
+        before = np.where(users > 0, pieces[users - 1], 0)
+        ends = data.train_ends[users] - (rows - before) * config.length
+        windows = data.windows(users, ends, config.length + 1)
+        lengths = np.minimum(ends, config.length + 1)
         width = int(lengths.max())
         yield padding_last(windows, lengths)[:, :width]

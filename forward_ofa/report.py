@@ -60,8 +60,7 @@ def protocol(data: SequenceDataset, config: RunConfig) -> list[str]:
         f"data: {data.name}, {data.num_users:,} users, {data.num_items:,} items, "
         f"{data.num_interactions:,} interactions",
         f"filter: {data.filter.describe()}",
-        "split: leave one out; last item test, second last validation; best epoch by "
-        f"validation NDCG@{TOP}, tested once",
+        f"split: {data.split.describe()}; best epoch by validation NDCG@{TOP}, tested once",
         f"backbone: {backbone.name}, L = {backbone.blocks}, d = {backbone.hidden}, "
         f"T = {backbone.history}"
         + (f", norm {backbone.norm}" if backbone.name == "sasrec" else ""),

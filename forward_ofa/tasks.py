@@ -17,7 +17,7 @@ from forward_ofa.batches import batches, training_sessions
 from forward_ofa.config import FoundationConfig, MethodConfig, TrainingConfig
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.evaluation import evaluate, hit, ndcg, user_batches
-from forward_ofa.foundation import Foundation, sequence_batches
+from forward_ofa.foundation import Foundation, piece_counts, sequence_batches
 from forward_ofa.model import Batch, ForwardOFA
 from forward_ofa.objectives import compact_loss, next_item_loss, retrieval_loss
 
@@ -71,7 +71,7 @@ class FoundationTask:
         return {"hidden": self.hidden, **dataclasses.asdict(self.foundation)}
 
     def epoch(self, rng: np.random.Generator) -> tuple[int, Iterator[Tensor]]:
-        pieces = -(-(self.data.lengths() - 3) // self.foundation.length)
+        pieces = piece_counts(self.data, self.foundation.length)
         steps = math.ceil(int(pieces.sum()) / self.config.batch_size)
         return steps, sequence_batches(self.data, self.foundation, rng)
 

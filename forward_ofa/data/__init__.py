@@ -9,14 +9,18 @@ Every failure a user can cause is a DataError whose message says what to do.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from forward_ofa.data.columns import ColumnNames
 from forward_ofa.data.download import DATASETS, DownloadError, Progress, RemoteDataset, fetch
 from forward_ofa.data.filtering import PAPER_FILTER, FilterConfig, default_filter
 from forward_ofa.data.log import DataError, InteractionLog
+from forward_ofa.data.preparation import prepare
 from forward_ofa.data.readers import read_log
-from forward_ofa.data.sequences import PADDING, SequenceDataset, prepare
+from forward_ofa.data.sequences import PADDING, SequenceDataset
+from forward_ofa.data.sorting import log_from_ids
+from forward_ofa.data.splitting import Split, SplitConfig
 from forward_ofa.data.synthetic import generate_log
 
 __all__ = [
@@ -30,10 +34,13 @@ __all__ = [
     "InteractionLog",
     "RemoteDataset",
     "SequenceDataset",
+    "Split",
+    "SplitConfig",
     "default_filter",
     "fetch",
     "generate_log",
     "load",
+    "log_from_ids",
     "prepare",
     "read_log",
 ]
@@ -76,14 +83,5 @@ def load(
 
 
 def _instead(log: InteractionLog, error: DownloadError) -> InteractionLog:
-    return InteractionLog(
-        users=log.users,
-        items=log.items,
-        timestamps=log.timestamps,
-        user_ids=log.user_ids,
-        item_ids=log.item_ids,
-        titles=log.titles,
-        name=log.name,
-        source=f"{error.reason}: using {log.source}, because MovieLens-100K could not be "
-        f"downloaded. {error}",
-    )
+    why = f"{error.reason}: using {log.source}, because MovieLens-100K could not be downloaded. "
+    return replace(log, source=why + str(error))

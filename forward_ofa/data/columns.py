@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -40,15 +41,19 @@ _MICROSECOND = timedelta(microseconds=1)
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Names of the columns to read; None means: recognise it among the documented synonyms."""
+    """Names of the columns to read; None means: recognise it among the documented synonyms.
+
+    header: names of all columns of a text that has no header line, in their order.
+    """
 
     user: str | None = None
     item: str | None = None
     timestamp: str | None = None
+    header: tuple[str, ...] | None = None
 
     def given(self) -> bool:
         """Whether any column was named."""
-        return any((self.user, self.item, self.timestamp))
+        return any((self.user, self.item, self.timestamp, self.header))
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,21 @@ class Table:
 
     frame: pl.DataFrame
     place: Callable[[int], str]
+
+
+def counted(what: str, first: int) -> Callable[[int], str]:
+    """Places of rows by number: "line 12" for row 10 of rows that begin in line 2."""
+    return lambda row: f"{what} {first + row}"
+
+
+class TableFile(Protocol):
+    """A file whose columns are known by name and read a part at a time."""
+
+    @property
+    def header(self) -> list[str]: ...
+
+    def parts(self, indices: list[int]) -> Iterator[Table]:
+        """These columns, some millions of rows at most at a time, in the order of the file."""
 
 
 def _normal(name: str) -> str:
@@ -109,7 +129,10 @@ def resolve(header: list[str], names: ColumnNames, file: str) -> tuple[int, int,
 
 def _no_header(header: list[str]) -> str:
     if any(re.fullmatch(r"\s*-?\d+(\.\d+)?\s*", name) for name in header):
-        return " The first line looks like data: add a header, e.g. user_id,item_id,timestamp."
+        return (
+            " The first line looks like data: name all columns with --header, "
+            "e.g. user_id,item_id,rating,timestamp."
+        )
     return ""
 
 
@@ -135,70 +158,98 @@ def to_ids(table: Table, column: str, file: str) -> pl.Series:
     return series
 
 
-def to_timestamps(table: Table, column: str, file: str) -> LongArray:
-    """Timestamps as int64 [n].
+class TimeReader:
+    """Timestamps of one log, part by part; what the parts say must fit together.
 
     Whole numbers stay in their unit. Fractional numbers, dates and ISO 8601 strings become
     microseconds (since 1970 for dates; without an offset they are taken as UTC).
-
-    Raises DataError, with the place, for a missing or unreadable value.
     """
-    series = table.frame[column]
-    if series.dtype in (pl.Categorical, pl.Enum):
-        series = series.cast(pl.String)
-    missing = series.is_null()
-    if series.dtype == pl.String:
-        series = series.str.strip_chars()
-        missing |= series.is_in(MISSING_IDS)
-    _refuse(table, missing, column, file, "is empty; drop such rows or fill in the time")
-    if series.dtype == pl.String:
-        return _from_strings(table, series, column, file)
-    if series.dtype in (pl.Datetime, pl.Date):
-        return series.cast(pl.Datetime("us")).cast(pl.Int64).to_numpy()
-    if series.dtype.is_numeric():
-        return _from_numbers(table, series, column, file)
-    raise DataError(
-        f"{file}: column {column!r} has type {series.dtype}; a time must be a number, a date or "
-        "an ISO 8601 string. Convert it, or name another column with --time-column."
-    )
 
+    def __init__(self, column: str, file: str) -> None:
+        self._column, self._file = column, file
+        self._numbers: bool | None = None  # or moments; None: nothing was read yet
 
-def _from_numbers(table: Table, series: pl.Series, column: str, file: str) -> LongArray:
-    message = "is not a time that fits 64 bits"
-    if series.dtype.is_integer():
+    @property
+    def are_numbers(self) -> bool:
+        """Whether the times read so far are numbers and not dates."""
+        return self._numbers is not False
+
+    def read(self, table: Table) -> tuple[LongArray, bool]:
+        """(int64 [n], whether these are microseconds).
+
+        Raises DataError, with the place, for a missing or unreadable value.
+        """
+        series = table.frame[self._column]
+        if series.dtype in (pl.Categorical, pl.Enum):
+            series = series.cast(pl.String)
+        missing = series.is_null()
+        if series.dtype == pl.String:
+            series = series.str.strip_chars()
+            missing |= series.is_in(MISSING_IDS)
+        self._refuse(table, missing, "is empty; drop such rows or fill in the time")
+        if series.dtype == pl.String:
+            return self._from_strings(table, series)
+        if series.dtype in (pl.Datetime, pl.Date):
+            self._expect(table, numbers=False)
+            return series.cast(pl.Datetime("us")).cast(pl.Int64).to_numpy(), True
+        if series.dtype.is_numeric():
+            return self._from_numbers(table, series)
+        raise DataError(
+            f"{self._file}: column {self._column!r} has type {series.dtype}; a time must be a "
+            "number, a date or an ISO 8601 string. Convert it, or name another column with "
+            "--time-column."
+        )
+
+    def _refuse(self, table: Table, wrong: pl.Series, why: str) -> None:
+        _refuse(table, wrong, self._column, self._file, why)
+
+    def _expect(self, table: Table, *, numbers: bool) -> None:
+        if self._numbers is (not numbers):
+            kinds = ("a number", "a date") if numbers else ("a date", "a number")
+            why = f"is {kinds[0]}, where the rows before have {kinds[1]}"
+            self._refuse(table, pl.Series([True]), why)
+        self._numbers = numbers
+
+    def _from_numbers(self, table: Table, series: pl.Series) -> tuple[LongArray, bool]:
+        self._expect(table, numbers=True)
+        message = "is not a time that fits 64 bits"
+        if series.dtype.is_integer():
+            whole = series.cast(pl.Int64, strict=False)
+            self._refuse(table, whole.is_null(), message)
+            return whole.to_numpy(), False
+        values = series.cast(pl.Float64).to_numpy()
+        integral = bool(np.all(values == np.floor(values)))
+        limit = 2.0**62 if integral else 2.0**62 / 1e6
+        wrong = pl.Series(~(np.abs(values) < limit))  # true for NaN too
+        self._refuse(table, wrong, message)
+        return (values if integral else np.round(values * 1e6)).astype(np.int64), not integral
+
+    def _from_strings(self, table: Table, series: pl.Series) -> tuple[LongArray, bool]:
         whole = series.cast(pl.Int64, strict=False)
-        _refuse(table, whole.is_null(), column, file, message)
-        return whole.to_numpy()
-    values = series.cast(pl.Float64).to_numpy()
-    integral = bool(np.all(values == np.floor(values)))
-    limit = 2.0**62 if integral else 2.0**62 / 1e6
-    wrong = pl.Series(~(np.abs(values) < limit))  # true for NaN too
-    _refuse(table, wrong, column, file, message)
-    return (values if integral else np.round(values * 1e6)).astype(np.int64)
+        if whole.null_count() == 0:
+            return self._from_numbers(table, whole)
+        number = series.cast(pl.Float64, strict=False)
+        if number.null_count() == 0:
+            return self._from_numbers(table, number)
+        if number[0] is not None or self._numbers:
+            self._refuse(table, number.is_null(), "is not a number, unlike the first one")
+        self._expect(table, numbers=False)
+        return self._from_iso(table, series), True
 
-
-def _from_strings(table: Table, series: pl.Series, column: str, file: str) -> LongArray:
-    whole = series.cast(pl.Int64, strict=False)
-    if whole.null_count() == 0:
-        return whole.to_numpy()
-    number = series.cast(pl.Float64, strict=False)
-    if number.null_count() == 0:
-        return _from_numbers(table, number, column, file)
-    if number[0] is not None:
-        _refuse(table, number.is_null(), column, file, "is not a number, unlike the first one")
-    micros = np.empty(len(series), dtype=np.int64)
-    for row, text in enumerate(series):
-        try:
-            moment = datetime.fromisoformat(text)
-            aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-            micros[row] = (aware - _EPOCH) // _MICROSECOND
-        except (ValueError, OverflowError):
-            raise DataError(
-                f"{file}, {table.place(row)}: column {column!r} has {text[:40]!r}, which is "
-                "neither a number nor an ISO 8601 time such as 2024-05-31T18:00:00Z. "
-                "Convert it, or name another column with --time-column."
-            ) from None
-    return micros
+    def _from_iso(self, table: Table, series: pl.Series) -> LongArray:
+        micros = np.empty(len(series), dtype=np.int64)
+        for row, text in enumerate(series):
+            try:
+                moment = datetime.fromisoformat(text)
+                aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+                micros[row] = (aware - _EPOCH) // _MICROSECOND
+            except (ValueError, OverflowError):
+                raise DataError(
+                    f"{self._file}, {table.place(row)}: column {self._column!r} has {text[:40]!r}, "
+                    "which is neither a number nor an ISO 8601 time such as 2024-05-31T18:00:00Z. "
+                    "Convert it, or name another column with --time-column."
+                ) from None
+        return micros
 
 
 def _refuse(table: Table, wrong: pl.Series, column: str, file: str, why: str) -> None:

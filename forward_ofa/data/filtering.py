@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forward_ofa.data.log import DataError, InteractionLog, LongArray
+from forward_ofa.data.log import DataError, IntArray, InteractionLog, LongArray, user_ranges
+
+BoolArray = NDArray[np.bool_]
+HashArray = NDArray[np.uint64]
 
 MIN_SEQUENCE = 3  # one item each for train, validation and test
+MIN_TRAINING = 2  # by time: one to learn from, one to learn
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class FilterConfig:
 
     min_user:     a user needs at least so many interactions.
     min_item:     an item needs at least so many, or more than so many if `strict_item`.
-    strict_item:  "more than" instead of "at least" for items.
+    strict_item:  "more than" instead of "at least" for items (the paper's rule needs it).
     iterate:      repeat until every user and item left fulfils the rule (a k-core); otherwise
                   both are counted once, on the log before the filter.
     ties:         order of one user's interactions of the same time: "file" keeps the order of the
@@ -69,56 +74,101 @@ def default_filter(log: InteractionLog) -> FilterConfig:
 
     MovieLens releases hold only users with 20 ratings or more, which is where the rule comes from.
     """
-    if len(log) and int(np.bincount(log.users).min()) >= PAPER_FILTER.min_user:
-        kept = keep_mask(log.users, log.items, PAPER_FILTER)
-        left = np.bincount(log.users[kept], minlength=len(log.user_ids))
-        if kept.mean() >= _PAPER_SHARE and int(left.min()) >= MIN_SEQUENCE:
+    if len(log) and int(np.diff(log.offsets).min()) >= PAPER_FILTER.min_user:
+        _, items = survivors(log.offsets, log.items, len(log.item_ids), PAPER_FILTER)
+        left = np.concatenate([
+            sums(items[log.items[log.offsets[a] : log.offsets[b]]], np.diff(log.offsets[a : b + 1]))
+            for a, b in user_ranges(log.offsets)
+        ])  # fmt: skip
+        if int(left.sum()) >= _PAPER_SHARE * len(log) and int(left.min()) >= MIN_SEQUENCE:
             return PAPER_FILTER
     return FilterConfig()
 
 
-def keep_mask(
-    users: NDArray[np.int32], items: NDArray[np.int32], config: FilterConfig
-) -> NDArray[np.bool_]:
-    """bool [n]: the rows that the thresholds of `config` keep."""
-    keep = np.ones(len(users), dtype=np.bool_)
+def survivors(
+    offsets: LongArray,
+    items: IntArray,
+    num_items: int,
+    config: FilterConfig,
+    counted: LongArray | None = None,
+) -> tuple[BoolArray, BoolArray]:
+    """(users bool [U], items bool [I]) that the thresholds keep; a row stays if both its user and
+    its item do.
+
+    offsets, items: rows by user. counted: int64 [U], how many of a user's first rows count; all if
+    left out, else an item must also be met once among these.
+    """
     need_item = config.min_item + int(config.strict_item)
-    while keep.any():
-        user_count = np.bincount(users[keep], minlength=int(users.max()) + 1)
-        item_count = np.bincount(items[keep], minlength=int(items.max()) + 1)
-        again = keep & (user_count[users] >= config.min_user) & (item_count[items] >= need_item)
-        stable = int(again.sum()) == int(keep.sum())
-        keep = again
+    if counted is not None:
+        need_item = max(need_item, 1)
+    user_ok = np.ones(len(offsets) - 1, np.bool_)
+    item_ok = np.ones(num_items, np.bool_)
+    while True:
+        user_count, item_count = np.zeros(len(user_ok), np.int64), np.zeros(num_items, np.int64)
+        for first, last in user_ranges(offsets):
+            rows = items[offsets[first] : offsets[last]]
+            keep = item_ok[rows]
+            lengths = np.diff(offsets[first : last + 1])
+            keep &= np.repeat(user_ok[first:last], lengths)
+            if counted is not None:
+                keep &= positions(lengths) < np.repeat(counted[first:last], lengths)
+            user_count[first:last] = sums(keep, lengths)
+            item_count += np.bincount(rows[keep], minlength=num_items)
+        users = user_ok & (user_count >= config.min_user)
+        things = item_ok & (item_count >= need_item)
+        stable = bool((users == user_ok).all() and (things == item_ok).all())
+        user_ok, item_ok = users, things
         if stable or not config.iterate:
-            break
-    return keep
+            return user_ok, item_ok
 
 
-def exact_duplicates(log: InteractionLog) -> NDArray[np.bool_]:
-    """bool [n]: rows that repeat an earlier row's user, item and time."""
-    order = np.lexsort((log.timestamps, log.items, log.users))
-    repeated = np.zeros(len(log), dtype=np.bool_)
-    columns = (log.users[order], log.items[order], log.timestamps[order])
-    same = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
-    repeated[order[1:][same]] = True
+def positions(lengths: LongArray) -> LongArray:
+    """0 .. n - 1 for each of the lengths n, one after the other."""
+    starts = np.cumsum(lengths) - lengths
+    found: LongArray = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+    return found
+
+
+def sums(values: NDArray[np.bool_], lengths: LongArray) -> LongArray:
+    """How many are true in each of consecutive pieces of these lengths, which may be 0."""
+    total = np.concatenate(([0], np.cumsum(values)))
+    ends = np.cumsum(lengths)
+    found: LongArray = total[ends] - total[ends - lengths]
+    return found
+
+
+def repeated_rows(users: LongArray, items: IntArray, times: LongArray) -> BoolArray:
+    """bool [n]: rows, by user and time, that repeat an earlier row's user, item and time."""
+    repeated = np.zeros(len(users), dtype=np.bool_)
+    same = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
+    tied = np.flatnonzero(np.concatenate((same, [False])) | np.concatenate(([False], same)))
+    if len(tied):
+        # Few rows share user and time with another; only these are looked at.
+        order = tied[np.lexsort((items[tied], times[tied], users[tied]))]
+        again = np.logical_and.reduce(
+            [column[order[1:]] == column[order[:-1]] for column in (users, items, times)]
+        )
+        repeated[order[1:][again]] = True
     return repeated
 
 
-def chronological(log: InteractionLog, ties: Literal["file", "hash"]) -> LongArray:
-    """int64 [n]: row numbers sorted by user, then time, then the tie rule."""
-    if ties == "file":  # lexsort is stable
-        return np.lexsort((log.timestamps, log.users))
-    user_hash, item_hash = _hashes(log.user_ids), _hashes(log.item_ids)
-    mixed = _mix(user_hash[log.users] ^ _mix(item_hash[log.items]))
-    return np.lexsort((mixed, log.timestamps, log.users))
+def hashed_order(
+    users: LongArray, times: LongArray, user_hash: HashArray, item_hash: HashArray
+) -> LongArray:
+    """int64 [n]: row numbers by user, time, then a fixed hash of (user, item).
+
+    user_hash, item_hash: `id_hashes` of each row's user and item.
+    """
+    return np.lexsort((_mix(user_hash ^ _mix(item_hash)), times, users))
 
 
-def _hashes(ids: list[str]) -> NDArray[np.uint64]:
+def id_hashes(ids: Iterable[str]) -> HashArray:
+    """A fixed 64-bit hash of each id."""
     digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mix(values: HashArray) -> HashArray:
     """The finaliser of splitmix64; wraps around by design."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -127,8 +177,10 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def explain_empty(log: InteractionLog, config: FilterConfig, users_left: int) -> DataError:
     """The error for a filter that leaves fewer than two users or two items: what to lower."""
-    user_count = np.bincount(log.users, minlength=1)
-    item_count = np.bincount(log.items, minlength=1)
+    user_count, item_count = np.diff(log.offsets), np.zeros(len(log.item_ids), np.int64)
+    for first, last in user_ranges(log.offsets):
+        rows = log.items[log.offsets[first] : log.offsets[last]]
+        item_count += np.bincount(rows, minlength=len(item_count))
     enough_users = int((user_count >= max(config.min_user, MIN_SEQUENCE)).sum())
     enough_items = int((item_count >= config.min_item + int(config.strict_item)).sum())
     if enough_users < 2:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int32]
 LongArray = NDArray[np.int64]
+
+ROWS_AT_ONCE = 1 << 21
+"""Rows that a step over a log holds in memory at once; more only for a user who has more."""
 
 
 class DataError(Exception):
@@ -19,70 +21,58 @@ class DataError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class InteractionLog:
-    """One row an interaction, in the order of the source, which is what breaks ties of time.
+    """All interactions, by user, then time; those of one user and time in the order of the source.
 
     Codes index the sorted external ids (numbers in numeric order), so the same interactions get
-    the same codes from any file format and any order of rows.
+    the same codes from any file format and any order of rows. Arrays may be memory-mapped.
 
-    users:       int32 [n], indices into `user_ids`.
+    offsets:     int64 [U + 1]; user u's rows are offsets[u] .. offsets[u + 1].
     items:       int32 [n], indices into `item_ids`.
-    timestamps:  int64 [n], in the unit of the source; only their order is used.
+    timestamps:  int64 [n], in the unit of the source.
+    user_ids:    external id of user u.
     titles:      external item id -> title; may be empty or partial.
     name:        short name of the data set, for reports.
     source:      one line saying where the log comes from.
 
-    Raises ValueError when the arrays differ in length or a code has no id.
+    Raises ValueError when arrays and ids do not fit together.
     """
 
-    users: IntArray
+    offsets: LongArray
     items: IntArray
     timestamps: LongArray
-    user_ids: list[str]
+    user_ids: Sequence[str]
     item_ids: list[str]
     titles: dict[str, str]
     name: str
     source: str
 
     def __post_init__(self) -> None:
-        if not len(self.users) == len(self.items) == len(self.timestamps):
-            raise ValueError("users, items and timestamps must have the same length")
-        for codes, ids in ((self.users, self.user_ids), (self.items, self.item_ids)):
-            if len(codes) and (int(codes.min()) < 0 or int(codes.max()) >= len(ids)):
-                raise ValueError("a code points outside its list of ids")
+        if len(self.items) != len(self.timestamps) or int(self.offsets[-1]) != len(self.items):
+            raise ValueError("offsets, items and timestamps must have the same length")
+        if len(self.offsets) != len(self.user_ids) + 1:
+            raise ValueError("there must be one offset more than users")
+        if any(len(part) and not 0 <= part.min() <= part.max() < len(self.item_ids)
+               for part in (self.items[a:b] for a, b in self._rows())):  # fmt: skip
+            raise ValueError("an item points outside its list of ids")
 
     def __len__(self) -> int:
-        return len(self.users)
+        return len(self.items)
 
-    @classmethod
-    def from_ids(
-        cls,
-        users: pl.Series | list[str],
-        items: pl.Series | list[str],
-        timestamps: NDArray[Any],
-        *,
-        titles: dict[str, str] | None = None,
-        name: str,
-        source: str,
-    ) -> InteractionLog:
-        """Build a log from external ids; titles of items that do not occur are left out."""
-        user_codes, user_ids = _encode(users)
-        item_codes, item_ids = _encode(items)
-        known = titles or {}
-        return cls(
-            users=user_codes,
-            items=item_codes,
-            timestamps=np.ascontiguousarray(timestamps, dtype=np.int64),
-            user_ids=user_ids,
-            item_ids=item_ids,
-            titles={item: known[item] for item in item_ids if item in known},
-            name=name,
-            source=source,
-        )
+    @property
+    def users(self) -> IntArray:
+        """int32 [n]: the user of each row. For small logs: it is made anew at each call."""
+        return np.repeat(np.arange(len(self.user_ids), dtype=np.int32), np.diff(self.offsets))
+
+    def _rows(self) -> Iterator[tuple[int, int]]:
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            yield start, start + ROWS_AT_ONCE
 
 
-def _encode(values: pl.Series | list[str]) -> tuple[IntArray, list[str]]:
-    series = values if isinstance(values, pl.Series) else pl.Series(values, dtype=pl.String)
-    # Shorter first, then alphabetical: numeric order for plain integers, total for anything else.
-    ids: list[str] = sorted(series.unique().to_list(), key=lambda text: (len(text), text))
-    codes = series.cast(pl.Enum(ids)).to_physical().to_numpy()
-    return np.ascontiguousarray(codes, dtype=np.int32), ids
+def user_ranges(offsets: LongArray, rows: int | None = None) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of consecutive users with about `rows` rows together, one at least."""
+    limit, users, first = rows or ROWS_AT_ONCE, len(offsets) - 1, 0
+    while first < users:
+        last = int(np.searchsorted(offsets, offsets[first] + limit, side="right")) - 1
+        last = min(max(last, first + 1), users)
+        yield first, last
+        first = last

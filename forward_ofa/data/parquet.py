@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 
-from forward_ofa.data.columns import Table
-from forward_ofa.data.log import DataError
+from forward_ofa.data.columns import Table, counted
+from forward_ofa.data.log import ROWS_AT_ONCE, DataError
 
 
-def parquet_header(path: Path) -> list[str]:
-    """Column names of a Parquet file. Raises DataError when it cannot be read."""
-    return _schema(path).names()
+class ParquetFile:
+    """A Parquet file, whose columns keep their type. Raises DataError when it cannot be read."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.header = _schema(path).names()
 
-def parquet_columns(path: Path, indices: list[int]) -> Table:
-    """The columns at these indices, of whatever type. Raises DataError when unreadable or empty."""
-    names = _schema(path).names()
-    try:
-        with path.open("rb") as file:
-            frame = pl.read_parquet(file, columns=[names[index] for index in indices])
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise _unreadable(path, error) from None
-    if frame.height == 0:
-        raise DataError(f"{path}: the file has no rows. Give a log with one interaction a row.")
-    return Table(frame, lambda row: f"row {row + 1}")
+    def parts(self, indices: list[int]) -> Iterator[Table]:
+        """The columns at these indices. Raises DataError when unreadable or empty."""
+        names = [self.header[index] for index in indices]
+        start, rows = 0, ROWS_AT_ONCE // 2
+        while True:
+            try:
+                lazy = pl.scan_parquet(self._path, glob=False, hive_partitioning=False)
+                frame = lazy.select(names).slice(start, rows).collect()
+            except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+                raise _unreadable(self._path, error) from None
+            if frame.height == 0:
+                break
+            yield Table(frame, counted("row", start + 1))
+            start += frame.height
+        if start == 0:
+            raise DataError(
+                f"{self._path}: the file has no rows. Give a log with one interaction a row."
+            )
 
 
 def _schema(path: Path) -> pl.Schema:

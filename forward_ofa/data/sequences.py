@@ -1,4 +1,4 @@
-"""From a log to one item sequence a user, split leave-one-out: last test, second-last validation.
+"""One item sequence a user, and where its training, validation and test lie.
 
 Shapes: U users, I items, N interactions after the filter, T window length.
 """
@@ -7,42 +7,45 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forward_ofa.data.filtering import (
-    MIN_SEQUENCE,
-    FilterConfig,
-    chronological,
-    exact_duplicates,
-    explain_empty,
-    keep_mask,
-)
-from forward_ofa.data.log import DataError, IntArray, InteractionLog, LongArray
+from forward_ofa.data.filtering import FilterConfig, positions
+from forward_ofa.data.log import IntArray, LongArray, user_ranges
+from forward_ofa.data.splitting import Split
 
 PADDING = 0
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceDataset:
-    """Users' item sequences in time order.
+    """Users' item sequences in time order. Arrays may be memory-mapped: they are never written to.
 
-    offsets:   int64 [U + 1]; user u's items are items[offsets[u]:offsets[u + 1]], three or more.
-    items:     int32 [N], dense item index 1..I; 0 is padding and never occurs here.
-    user_ids:  external id of user u.
-    item_ids:  external id of item index i is item_ids[i - 1].
-    titles:    external item id -> title; may be empty or partial.
-    filter:    the rule that made it; `notes` says in plain words what was dropped.
+    offsets:      int64 [U + 1]; user u's items are items[offsets[u]:offsets[u + 1]].
+    items:        int32 [N], dense item index 1..I; 0 is padding and never occurs here.
+    train_ends:   int32 [U]; positions before it are training, and the validation target is the
+                  item at it, if it lies before test_starts.
+    test_starts:  int32 [U]; the test target is the item at it, if the user has so many.
+    user_ids:     external id of user u.
+    item_ids:     external id of item index i is item_ids[i - 1].
+    titles:       external item id -> title; may be empty or partial.
+    filter, split: the rules that made it; `notes` says in plain words what was dropped.
     """
 
     offsets: LongArray
     items: IntArray
-    user_ids: list[str]
+    train_ends: IntArray
+    test_starts: IntArray
+    user_ids: Sequence[str]
     item_ids: list[str]
     titles: dict[str, str]
     filter: FilterConfig
+    split: Split
     name: str
     source: str
     notes: list[str] = field(default_factory=list)
@@ -72,23 +75,36 @@ class SequenceDataset:
             raise IndexError(f"user {user} is not in 0..{self.num_users - 1}")
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
-    def train_positions(self) -> tuple[LongArray, LongArray]:
-        """(users, positions), each int64 [n]: training targets, positions 1..n_u - 3.
+    def target_counts(self) -> LongArray:
+        """int64 [U]: training targets of each user, at positions 1 .. count.
 
         Position 0 has no history to predict it from.
         """
-        counts = self.lengths() - MIN_SEQUENCE
-        users = np.repeat(np.arange(self.num_users), counts)
-        first = np.cumsum(counts) - counts
-        return users, np.arange(len(users)) - np.repeat(first, counts) + 1
+        return np.maximum(self.train_ends.astype(np.int64) - 1, 0)
 
-    def validation_positions(self) -> tuple[LongArray, LongArray]:
-        """(users, positions), each int64 [U]: the second-last item of every user."""
-        return np.arange(self.num_users), self.lengths() - 2
+    def held_out(self, part: str) -> tuple[LongArray, LongArray]:
+        """(users, positions), each int64 [n]: the targets of "validation" or "test", one a user.
 
-    def test_positions(self) -> tuple[LongArray, LongArray]:
-        """(users, positions), each int64 [U]: the last item of every user."""
-        return np.arange(self.num_users), self.lengths() - 1
+        Raises ValueError for another part.
+        """
+        if part == "validation":
+            at, there = self.train_ends, self.train_ends < self.test_starts
+        elif part == "test":
+            at, there = self.test_starts, self.test_starts < self.lengths()
+        else:
+            raise ValueError(f"there is no part {part!r}: validation and test are held out")
+        users = np.flatnonzero(there)
+        return users, at[users].astype(np.int64)
+
+    def before(
+        self, users: NDArray[np.integer], ends: NDArray[np.integer]
+    ) -> tuple[LongArray, IntArray]:
+        """(rows int64 [m], items int32 [m]): all items before position `ends` of each of the
+        users, oldest first; rows says which of the users."""
+        self._check(users, ends, last=0)
+        rows = np.repeat(np.arange(len(users)), ends)
+        at = np.repeat(self.offsets[users], ends) + positions(ends.astype(np.int64))
+        return rows, self.items[at]
 
     def targets(self, users: NDArray[np.integer], positions: NDArray[np.integer]) -> IntArray:
         """int32 [n]: the items at these positions. Raises ValueError outside a sequence."""
@@ -112,93 +128,55 @@ class SequenceDataset:
         inside = index >= begin[:, None]
         return np.where(inside, self.items[np.maximum(index, 0)], np.int32(PADDING))
 
-    def _check(
-        self, users: NDArray[np.integer], positions: NDArray[np.integer], last: int
-    ) -> None:  # fmt: skip
+    def _check(self, users: NDArray[np.integer], positions: NDArray[np.integer], last: int) -> None:
         if len(users) != len(positions):
             raise ValueError("users and positions must have the same length")
         if len(users) == 0:
             return
         if int(users.min()) < 0 or int(users.max()) >= self.num_users:
             raise ValueError(f"a user is not in 0..{self.num_users - 1}")
-        if int(positions.min()) < 0 or bool((positions > self.lengths()[users] + last).any()):
+        if int(positions.min()) < 0 or bool(
+            (positions > self.offsets[users + 1] - self.offsets[users] + last).any()
+        ):
             raise ValueError("a position lies outside its user's sequence")
 
     def popularity(self) -> LongArray:
         """int64 [I + 1]: how often each item is a training target; entry 0 (padding) is 0."""
-        return np.bincount(self.targets(*self.train_positions()), minlength=self.num_items + 1)
+        counts = np.zeros(self.num_items + 1, np.int64)
+        for first, last in user_ranges(self.offsets):
+            lengths = np.diff(self.offsets[first : last + 1])
+            place = positions(lengths)
+            target = (place > 0) & (place < np.repeat(self.train_ends[first:last], lengths))
+            items = self.items[self.offsets[first] : self.offsets[last]]
+            counts += np.bincount(items[target], minlength=len(counts))
+        return counts
 
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of sequences and ids: equal on every machine for equal content.
+        """SHA-256, in hex, of sequences, ids and split: equal on every machine for equal content.
 
-        Titles, name and source are left out: they do not change what is learnt.
+        Titles, name and source are left out: they do not change what is learnt. Computed once.
         """
-        digest = hashlib.sha256(json.dumps([self.user_ids, self.item_ids]).encode())
-        digest.update(self.offsets.astype("<i8").tobytes())
-        digest.update(self.items.astype("<i4").tobytes())
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(b"[[")
+        for ids, end in ((self.user_ids, b"], ["), (self.item_ids, b"]]")):
+            for text in _json_list(ids):
+                digest.update(text)
+            digest.update(end)
+        digest.update(np.ascontiguousarray(self.offsets, "<i8").data)
+        digest.update(np.ascontiguousarray(self.items, "<i4").data)
+        if self.split.by == "time":
+            digest.update(np.ascontiguousarray(self.train_ends, "<i4").data)
+            digest.update(np.ascontiguousarray(self.test_starts, "<i4").data)
         return digest.hexdigest()
 
 
-def prepare(log: InteractionLog, config: FilterConfig) -> SequenceDataset:
-    """Order, deduplicate and filter a log, then number its users and items densely.
-
-    Raises DataError when the log has one user only or the filter leaves fewer than two users or
-    two items; the message has the counts and which threshold to lower.
-    """
-    if len(log) == 0 or len(np.unique(log.users)) < 2:
-        raise DataError(
-            f"{log.name}: {len(log):,} interactions of {len(np.unique(log.users))} user(s). "
-            "At least two users are needed; check that the user column is the right one "
-            "(--user-column)."
-        )
-    notes = [f"source: {log.source}", f"filter: {config.describe()}"]
-    rows = chronological(log, config.ties)
-    if config.deduplicate != "keep":
-        repeated = exact_duplicates(log)
-        rows = _drop(rows, ~repeated[rows], "exact duplicates (same user, item and time)", notes)
-    users, items = log.users[rows], log.items[rows]
-    keep = keep_mask(users, items, config)
-    rows = _drop(rows, keep, "interactions of too rare users or items", notes)
-    if config.deduplicate == "consecutive":
-        users, items = log.users[rows], log.items[rows]
-        again = np.zeros(len(rows), dtype=np.bool_)
-        again[1:] = (users[1:] == users[:-1]) & (items[1:] == items[:-1])
-        rows = _drop(rows, ~again, "repeats of the item directly before", notes)
-    count = np.bincount(log.users[rows], minlength=len(log.user_ids))
-    few = int(((count > 0) & (count < MIN_SEQUENCE)).sum())
-    rows = rows[count[log.users[rows]] >= MIN_SEQUENCE]
-    if few:
-        notes.append(f"dropped {few:,} users with fewer than {MIN_SEQUENCE} interactions left")
-    return _number(log, config, rows, notes)
-
-
-def _drop(rows: LongArray, keep: NDArray[np.bool_], what: str, notes: list[str]) -> LongArray:
-    left = rows[keep]
-    if len(left) < len(rows):
-        notes.append(f"dropped {len(rows) - len(left):,} {what}")
-    return left
-
-
-def _number(
-    log: InteractionLog, config: FilterConfig, rows: LongArray, notes: list[str]
-) -> SequenceDataset:
-    users, counts = np.unique(log.users[rows], return_counts=True)
-    catalogue, dense = np.unique(log.items[rows], return_inverse=True)
-    if len(users) < 2 or len(catalogue) < 2:
-        raise explain_empty(log, config, len(users))
-    item_ids = [log.item_ids[code] for code in catalogue]
-    notes.append(
-        f"kept {len(users):,} of {len(log.user_ids):,} users, {len(item_ids):,} of "
-        f"{len(log.item_ids):,} items, {len(rows):,} of {len(log):,} interactions"
-    )
-    return SequenceDataset(
-        offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
-        items=(dense + 1).astype(np.int32),
-        user_ids=[log.user_ids[code] for code in users],
-        item_ids=item_ids,
-        titles={item: log.titles[item] for item in item_ids if item in log.titles},
-        filter=config,
-        name=log.name,
-        source=log.source,
-        notes=notes,
-    )
+def _json_list(ids: Sequence[str]) -> Iterator[bytes]:
+    """The inside of the ids' JSON list, some at a time."""
+    stream, first = iter(ids), True
+    while part := list(islice(stream, 1 << 16)):
+        text = json.dumps(part)[1:-1].encode()
+        yield text if first else b", " + text
+        first = False

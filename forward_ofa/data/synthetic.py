@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forward_ofa.data.log import IntArray, InteractionLog
+from forward_ofa.data.sorting import log_from_ids
 
 TYPES = 4
 _GENRES = 12
@@ -56,7 +57,7 @@ def generate_log(users: int = 943, items: int = 1200, seed: int = 0) -> Interact
         str(name): f"Synthetic Item {number} (genre {genre + 1})"
         for number, (name, genre) in enumerate(zip(names, world.genre, strict=True), start=1)
     }
-    return InteractionLog.from_ids(
+    return log_from_ids(
         people[who[order]].tolist(), names[what[order]].tolist(), when[order], titles=titles,
         name="synthetic",
         source=f"a synthetic log with learnable sequences (users={users}, items={items}, "

@@ -1,23 +1,22 @@
 """Delimited text as strings, with exact line numbers in errors.
 
-The common case (no quotes in the body) is parsed by polars. It pads short lines silently, so the
-number of fields is checked first, on the bytes. Text with quotes goes through Python's csv reader,
-which is slower but strict.
+The common case (no quotes in a block) is parsed by polars. It pads short lines silently, so the
+number of fields is checked first, on the bytes. A block with quotes goes through Python's csv
+reader, which is slower but strict.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import zlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from forward_ofa.data.bytesource import TextBlocks, whole_lines
 from forward_ofa.data.columns import Table
 from forward_ofa.data.log import DataError, LongArray
 
@@ -25,59 +24,36 @@ _CHUNK = 1 << 24
 _NEWLINE, _RETURN = 10, 13
 
 
-def read_bytes(path: Path) -> bytes:
-    """Content of a file (unpacked when it ends in .gz), without a byte order mark.
-
-    Raises DataError when it cannot be read or unpacked, or is empty.
-    """
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not a complete gzip file ({error}). Copy it again.") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from None
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if not data.strip():
-        raise DataError(f"{path}: the file is empty. Give a log with one interaction a line.")
-    return data
-
-
 class DelimitedText:
     """A delimited text whose header is known and whose columns can be read as strings.
 
-    data:       the bytes, UTF-8.
-    separator:  one character, or "::" (MovieLens); None picks the likeliest from the header.
+    separator:  one character, or "::" (MovieLens); None picks the likeliest from the first line.
     header:     column names when the text has no header line.
+    sample:     its first bytes, cut anywhere.
 
-    Raises DataError for text that is not UTF-8.
+    Raises DataError for text that is not UTF-8, or empty.
     """
 
     def __init__(
-        self, data: bytes, file: str, *, separator: str | None = None, quotes: bool = True,
+        self, path: Path, *, separator: str | None = None, quotes: bool = True,
         header: list[str] | None = None,
     ) -> None:  # fmt: skip
-        _require_utf8(data, file)
-        self._file = file
-        self._quotes = quotes
-        start = len(data) - len(data.lstrip(b"\r\n"))
-        self._line = 1 + data.count(b"\n", 0, start)
-        self._body = data[start:]
-        if header is None:
-            first, _, self._body = self._body.partition(b"\n")
-            if b"\r" in first.rstrip(b"\r"):
-                raise DataError(
-                    f"{file}: its lines end in a carriage return alone, as on old Macs. Convert it "
-                    "with: tr '\\r' '\\n' < OLD > NEW"
-                )
-            self._line += 1
-            text = first.decode().rstrip("\r")
-            self._separator = separator or max(",\t;|", key=text.count)
-            self.header = [name.strip() for name in self._split_header(text)]
-        else:
-            self._separator = separator or ","
-            self.header = header
+        self._file, self._quotes = str(path), quotes
+        self._text = TextBlocks(path)
+        self.sample = self._text.sample
+        first = self._text.first.rstrip("\r")
+        if "\r" in first:
+            raise DataError(
+                f"{path}: its lines end in a carriage return alone, as on old Macs. Convert it "
+                "with: tr '\\r' '\\n' < OLD > NEW"
+            )
+        self._separator = separator or max(",\t;|", key=first.count)
+        self._own_header = header is None
+        self.header = header or [name.strip() for name in self._split_header(first)]
+
+    def name_columns(self, names: list[str]) -> None:
+        """Says that the text has no header line and what its columns are called."""
+        self.header, self._own_header = names, False
 
     def _split_header(self, text: str) -> list[str]:
         if not self._quotes:
@@ -87,30 +63,36 @@ class DelimitedText:
         except csv.Error as error:
             raise DataError(f"{self._file}: the header cannot be read: {error}.") from None
 
-    def columns(self, indices: list[int]) -> Table:
+    def parts(self, indices: list[int]) -> Iterator[Table]:
         """The named columns as strings, "" where a field is empty.
 
         Raises DataError, with the line, when a line has the wrong number of fields.
         """
-        if not self._body.strip(b"\r\n"):
+        whole = _whole_records if self._quotes else whole_lines
+        empty = True
+        for line, block in self._text.blocks(header=self._own_header, whole=whole):
+            if block.strip(b"\r\n"):
+                empty = False
+                yield self._table(indices, line, block)
+        if empty:
             raise DataError(f"{self._file}: there is a header but not one interaction below it.")
-        if self._quotes and b'"' in self._body:
-            return self._quoted(indices)
+
+    def _table(self, indices: list[int], first: int, block: bytes) -> Table:
+        if self._quotes and b'"' in block:
+            return self._quoted(indices, first, block)
         step = len(self._separator)  # "::" is ":" with an empty field between each two
-        lines = self._check_fields(step * (len(self.header) - 1))
-        body = self._body
+        lines = self._check_fields(first, block, step * (len(self.header) - 1))
         if lines is not None:
-            body = b"\n".join(line for line in body.split(b"\n") if line not in (b"", b"\r"))
+            block = b"\n".join(line for line in block.split(b"\n") if line not in (b"", b"\r"))
         names = [f"c{number}" for number in range(step * (len(self.header) - 1) + 1)]
         try:
             frame = pl.read_csv(
-                io.BytesIO(body), has_header=False, separator=self._separator[0], quote_char=None,
+                io.BytesIO(block), has_header=False, separator=self._separator[0], quote_char=None,
                 schema=dict.fromkeys(names, pl.String), empty_string_is_null=False,
                 columns=None if step > 1 else sorted(indices),
             )  # fmt: skip
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise DataError(f"{self._file}: cannot be parsed: {_first_line(error)}.") from None
-        first = self._line
 
         def place(row: int) -> str:
             return f"line {int(lines[row]) if lines is not None else first + row}"
@@ -130,16 +112,16 @@ class DelimitedText:
                 f"{self._separator!r}. Correct or remove the line."
             )
 
-    def _check_fields(self, expected: int) -> LongArray | None:
+    def _check_fields(self, first: int, block: bytes, expected: int) -> LongArray | None:
         """Line number of each line that is not blank, or None when none is blank."""
         lines: list[LongArray] = []
         blanks = 0
-        number, start = self._line, 0
+        number, start = first, 0
         separator = ord(self._separator[0])
-        while start < len(self._body):
-            cut = self._body.find(b"\n", start + _CHUNK)
-            stop = len(self._body) if cut < 0 else cut + 1
-            chunk = np.frombuffer(self._body, np.uint8, stop - start, start)
+        while start < len(block):
+            cut = block.find(b"\n", start + _CHUNK)
+            stop = len(block) if cut < 0 else cut + 1
+            chunk = np.frombuffer(block, np.uint8, stop - start, start)
             ends = np.flatnonzero(chunk == _NEWLINE)
             if chunk[-1] != _NEWLINE:
                 ends = np.append(ends, len(chunk))
@@ -164,13 +146,13 @@ class DelimitedText:
             "Correct or remove the line; if it is the last one, the file may be cut off."
         )
 
-    def _quoted(self, indices: list[int]) -> Table:
+    def _quoted(self, indices: list[int], first: int, block: bytes) -> Table:
         values: list[list[str]] = [[] for _ in indices]
         lines = array("q")
         reader = csv.reader(
-            io.StringIO(self._body.decode(), newline=""), delimiter=self._separator, strict=True
+            io.StringIO(block.decode(), newline=""), delimiter=self._separator, strict=True
         )
-        before = self._line
+        before = first
         try:
             for fields in reader:
                 if len(fields) > 0:
@@ -179,7 +161,7 @@ class DelimitedText:
                     lines.append(before)
                     for column, index in zip(values, indices, strict=True):
                         column.append(fields[index])
-                before = self._line + reader.line_num
+                before = first + reader.line_num
         except csv.Error as error:
             raise DataError(
                 f"{self._file}, line {before}: {error}. Check the quotes on that line."
@@ -189,19 +171,15 @@ class DelimitedText:
         return Table(frame, lambda row: f"line {lines[row]}")
 
 
-def _require_utf8(data: bytes, file: str) -> None:
-    if data.isascii():
-        return
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # byte order marks
-        name, code = ("UTF-16", "utf-16") if wide else ("Latin-1", "latin1")
-        raise DataError(
-            f"{file}, line {line}: not UTF-8 text. If it is {name}, convert it with: "
-            f"iconv -f {code} -t utf-8 OLD > NEW"
-        ) from None
+def _whole_records(block: bytes) -> int:
+    """Bytes up to the last end of line that is outside quotes."""
+    if b'"' not in block:
+        return whole_lines(block)
+    data = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(data == _NEWLINE)
+    before = np.searchsorted(np.flatnonzero(data == ord('"')), ends)
+    outside = ends[before % 2 == 0]
+    return int(outside[-1]) + 1 if len(outside) else 0
 
 
 def _first_line(error: BaseException) -> str:

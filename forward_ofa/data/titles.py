@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
+from forward_ofa.data.bytesource import read_text_bytes
 from forward_ofa.data.columns import ITEM_SYNONYMS, TITLE_SYNONYMS, find_column, to_ids
+from forward_ofa.data.jsonlines import JsonLines
 from forward_ofa.data.log import DataError
-from forward_ofa.data.parquet import parquet_columns, parquet_header
-from forward_ofa.data.text import read_bytes
+from forward_ofa.data.parquet import ParquetFile
 
 TITLE_FILES = (
     "u.item", "movies.dat", "movies.csv", "items.csv", "titles.csv", "items.tsv",
@@ -17,25 +19,42 @@ TITLE_FILES = (
 )  # fmt: skip
 
 
+_META_ENDINGS = (".jsonl.gz", ".jsonl", ".json.gz", ".json")
+
+
+def is_title_file(file: Path) -> bool:
+    """Whether a file holds titles by its name, and so is no log."""
+    return file.name in TITLE_FILES or file.name.startswith("meta_")
+
+
+def title_files(log_file: Path) -> list[Path]:
+    """Files beside a log that may hold its titles, the likeliest first."""
+    stem = log_file.name.partition(".")[0]
+    # Amazon: reviews_Books_5.json.gz, ratings_Books.csv, Books.csv.gz all go with meta_Books.*
+    product = re.sub(r"^(reviews|ratings)_|_\d+(core)?$", "", stem)
+    names = [f"{stem}.item", *TITLE_FILES, *(f"meta_{product}{end}" for end in _META_ENDINGS)]
+    paths = [log_file.with_name(name) for name in names]
+    return [path for path in paths if path != log_file and path.is_file()]
+
+
 def find_titles(log_file: Path) -> dict[str, str]:
     """Item id -> title from the first usable file beside the log; {} when there is none.
 
     Raises DataError when such a file is there but damaged: a silent loss would be puzzling.
     """
-    stem = log_file.name.partition(".")[0]
-    for name in (f"{stem}.item", *TITLE_FILES):
-        path = log_file.with_name(name)
-        if path.is_file() and path != log_file:
-            titles = _read_titles(path)
-            if titles:
-                return titles
+    for path in title_files(log_file):
+        titles = _read_titles(path)
+        if titles:
+            return titles
     return {}
 
 
 def _read_titles(path: Path) -> dict[str, str]:
     if path.suffix == ".parquet":
         return _parquet_titles(path)
-    data = read_bytes(path)
+    if path.name.startswith("meta_"):
+        return _meta_titles(path)
+    data = read_text_bytes(path)
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -74,12 +93,24 @@ def _pairs(rows: list[list[str]], item: int, title: int) -> dict[str, str]:
     }
 
 
+def _meta_titles(path: Path) -> dict[str, str]:
+    """Of an Amazon metadata file: JSON, or Python dicts in the 2014 release."""
+    titles: dict[str, str] = {}
+    for record in JsonLines(path).objects():
+        item, title = record.get("parent_asin") or record.get("asin"), record.get("title")
+        if isinstance(item, str) and isinstance(title, str) and title.strip():
+            titles[item] = title.strip()
+    return titles
+
+
 def _parquet_titles(path: Path) -> dict[str, str]:
-    header = parquet_header(path)
-    item, title = find_column(header, ITEM_SYNONYMS), find_column(header, TITLE_SYNONYMS)
+    file = ParquetFile(path)
+    item, title = find_column(file.header, ITEM_SYNONYMS), find_column(file.header, TITLE_SYNONYMS)
     if item is None or title is None:
         return {}
-    table = parquet_columns(path, [item, title])
-    ids = to_ids(table, header[item], str(path)).to_list()
-    titles = table.frame[header[title]].to_list()
-    return {key: str(value).strip() for key, value in zip(ids, titles, strict=True) if value}
+    found: dict[str, str] = {}
+    for table in file.parts([item, title]):
+        ids = to_ids(table, file.header[item], str(path)).to_list()
+        titles = table.frame[file.header[title]].to_list()
+        found |= {key: str(value).strip() for key, value in zip(ids, titles, strict=True) if value}
+    return found

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from forward_ofa.data import generate_log
+import numpy as np
+
+from forward_ofa.data import SequenceDataset, generate_log
+
+
+def training_targets(data: SequenceDataset) -> tuple[np.ndarray, np.ndarray]:
+    """(users, positions) of all training targets."""
+    counts = data.target_counts()
+    users = np.repeat(np.arange(data.num_users), counts)
+    return users, np.concatenate([np.arange(1, count + 1) for count in counts])
 
 
 def write_csv(path: Path, users: int = 120, items: int = 200, header: str = "") -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from forward_ofa.batches import batches, collate, last_item_sessions, training_sessions
+from forward_ofa.batches import batches, collate, held_out_sessions, training_sessions
 from forward_ofa.config import MethodConfig, TrainingConfig
 from forward_ofa.data import FilterConfig, SequenceDataset, generate_log, prepare
 from forward_ofa.model import ForwardOFA
@@ -24,6 +24,7 @@ from forward_ofa.structure_controller import (
 from forward_ofa.tasks import ForwardOFATask
 from forward_ofa_device.backbones.contract import BackboneConfig
 from forward_ofa_device.structure import SKIP_LOGIT, choose_path
+from tests.support.logs import training_targets
 
 SMALL = BackboneConfig("sasrec", blocks=3, hidden=16, heads=2)
 
@@ -173,7 +174,8 @@ def test_every_parameter_learns_and_is_saved_and_restored(
 
 def test_no_target_is_in_what_the_extractors_or_the_window_read(data: SequenceDataset) -> None:
     """Positions, not items: an item may well occur twice in a history."""
-    sessions = training_sessions(data, 4, np.random.default_rng(3))
+    drawn = training_sessions(data, 4, np.random.default_rng(3))
+    sessions = drawn.take(np.arange(len(drawn)))
     batch = collate(data, sessions, 8, SMALL.history)
     for row in range(0, len(sessions), 7):
         user, start = int(sessions.users[row]), int(sessions.starts[row])
@@ -195,17 +197,18 @@ def test_no_target_is_in_what_the_extractors_or_the_window_read(data: SequenceDa
 
 @pytest.mark.parametrize("targets", [1, 3, 16])
 def test_an_epoch_meets_every_training_target_once(data: SequenceDataset, targets: int) -> None:
-    sessions = training_sessions(data, targets, np.random.default_rng(5))
+    drawn = training_sessions(data, targets, np.random.default_rng(5))
+    sessions = drawn.take(np.arange(len(drawn)))
     met = [
         (int(user), int(start) + slot)
         for user, start, count in zip(sessions.users, sessions.starts, sessions.counts, strict=True)
         for slot in range(count)
     ]
-    users, positions = data.train_positions()
+    users, positions = training_targets(data)
     assert sorted(met) == sorted(zip(users.tolist(), positions.tolist(), strict=True))
     assert sessions.counts.max() <= targets
     for split, back in (("validation", 2), ("test", 1)):
-        held_out = last_item_sessions(data, split)
+        held_out = held_out_sessions(data, split)
         assert (held_out.starts == data.lengths() - back).all()
         assert not set(zip(held_out.users.tolist(), held_out.starts.tolist(), strict=True)) & set(
             met

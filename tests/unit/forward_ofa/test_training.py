@@ -31,6 +31,7 @@ from forward_ofa.runs import (
 from forward_ofa.training import TrainingError, learning_rate
 from forward_ofa_device.backbones.contract import BackboneConfig
 from forward_ofa_device.bundle import read_bundle, read_shard
+from tests.support.logs import training_targets
 
 TINY = RunConfig(
     method=MethodConfig(BackboneConfig("sasrec", blocks=2, hidden=8, heads=1), extractor_history=6),
@@ -164,7 +165,7 @@ def test_the_foundation_meets_every_training_target_once(data) -> None:
         assert batch.shape[1] <= 10
         met += batch[:, 1:][batch[:, 1:] > 0].tolist()
         assert (batch[:, 0] > 0).all()
-    assert sorted(met) == sorted(data.targets(*data.train_positions()).tolist())
+    assert sorted(met) == sorted(data.targets(*training_targets(data)).tolist())
 
 
 def test_an_export_holds_what_devices_and_services_need(data, finished, tmp_path: Path) -> None:

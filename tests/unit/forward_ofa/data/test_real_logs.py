@@ -37,6 +37,6 @@ def test_real_log(name: str) -> None:
     if name.startswith("ml-"):
         assert len(data.titles) == data.num_items
         assert data.titles["1"] == "Toy Story (1995)"
-    users, ends = data.test_positions()
+    users, ends = data.held_out("test")
     last = data.windows(users, ends + 1, 1)[:, 0]
     assert np.array_equal(last, data.targets(users, ends))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,8 +15,10 @@ from forward_ofa.data import (
     FilterConfig,
     InteractionLog,
     SequenceDataset,
+    Split,
     default_filter,
     generate_log,
+    log_from_ids,
     prepare,
 )
 
@@ -24,7 +28,7 @@ NO_FILTER = FilterConfig(min_user=0, min_item=0)
 
 def make_log(rows: list[Row]) -> InteractionLog:
     users, items, times = ([row[k] for row in rows] for k in range(3))
-    return InteractionLog.from_ids(users, items, np.array(times), name="test", source="a test")
+    return log_from_ids(users, items, np.array(times), name="test", source="a test")
 
 
 def sequences(data: SequenceDataset) -> dict[str, list[str]]:
@@ -148,6 +152,10 @@ def test_errors_say_what_to_lower() -> None:
         prepare(make_log(same_item), NO_FILTER)
 
 
+def histories(data: SequenceDataset) -> list[list[int]]:
+    return [data.history(user).tolist() for user in range(data.num_users)]
+
+
 def test_filter_config_is_checked() -> None:
     for wrong in ({"min_user": -1}, {"ties": "item"}, {"deduplicate": "all"}):
         with pytest.raises(ValueError):
@@ -168,11 +176,11 @@ def data() -> SequenceDataset:
 
 
 def test_split_positions(data: SequenceDataset) -> None:
-    users, positions = data.train_positions()
-    expected = [(u, p) for u in range(data.num_users) for p in range(1, len(data.history(u)) - 2)]
-    assert list(zip(users.tolist(), positions.tolist(), strict=True)) == expected
-    valid = data.targets(*data.validation_positions())
-    test = data.targets(*data.test_positions())
+    assert data.target_counts().tolist() == [len(h) - 3 for h in histories(data)]
+    valid = data.targets(*data.held_out("validation"))
+    test = data.targets(*data.held_out("test"))
+    with pytest.raises(ValueError, match="no part"):
+        data.held_out("train")
     for user in range(data.num_users):
         assert data.history(user)[-2:].tolist() == [valid[user], test[user]]
 
@@ -217,13 +225,21 @@ def test_fingerprint_sees_content_only(data: SequenceDataset) -> None:
     again = prepare(generate_log(users=60, items=200, seed=3), FilterConfig(3, 1))
     other = prepare(generate_log(users=60, items=200, seed=4), FilterConfig(3, 1))
     assert data.fingerprint() == again.fingerprint() != other.fingerprint()
-    again.items[[0, 1]] = again.items[[1, 0]]
-    assert data.fingerprint() != again.fingerprint()
+    swapped = again.items.copy()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    assert data.fingerprint() != replace(again, items=swapped).fingerprint()
+    renamed = replace(again, item_ids=[*again.item_ids[:-1], "other"])
+    assert data.fingerprint() != renamed.fingerprint()
+    by_time = Split("time", 1, 2)
+    assert data.fingerprint() != replace(again, split=by_time).fingerprint()
+    assert data.fingerprint() == replace(again, name="x", source="y", titles={}).fingerprint()
 
 
 def test_log_is_checked() -> None:
     good = make_log([("a", "x", 1), ("b", "y", 2)])
     with pytest.raises(ValueError, match="same length"):
-        InteractionLog(good.users[:1], good.items, good.timestamps, ["a"], ["x"], {}, "n", "s")
+        replace(good, items=good.items[:1])
+    with pytest.raises(ValueError, match="one offset more"):
+        replace(good, user_ids=["a"])
     with pytest.raises(ValueError, match="outside"):
-        InteractionLog(good.users, good.items, good.timestamps, ["a"], ["x", "y"], {}, "n", "s")
+        replace(good, item_ids=["x"])

@@ -1,0 +1,129 @@
+"""The bytes of a text file, packed or not, a block of whole records at a time."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import IO, cast
+
+from forward_ofa.data.log import DataError
+
+BLOCK_BYTES = 1 << 25
+_LONGEST_RECORD = 1 << 29
+_SAMPLE = 1 << 16
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def whole_lines(block: bytes) -> int:
+    """Bytes up to the last end of line."""
+    return block.rfind(b"\n") + 1
+
+
+class TextBlocks:
+    """A UTF-8 text, unpacked when its name ends in .gz, without a byte order mark.
+
+    first: the first line that is not blank, without its end.
+    Raises DataError when the file cannot be read or unpacked, is empty, or is not UTF-8.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        head = b""
+        with closing(unpacked(path)) as stream:
+            for block in stream:
+                head += block
+                self._start = len(head) - len(head.lstrip(b"\r\n"))  # blank lines
+                cut = head.find(b"\n", self._start)
+                if cut >= 0 or len(head) > _LONGEST_RECORD:
+                    break
+            else:
+                cut = -1
+        if not head.strip():
+            raise _empty(path)
+        cut = len(head) if cut < 0 else cut
+        self._line = 1 + head.count(b"\n", 0, self._start)
+        self._after_first = cut + 1
+        require_utf8(head[self._start : cut], str(path), self._line)
+        self.first = head[self._start : cut].decode()
+        self.sample = head[self._start : self._start + _SAMPLE]
+        """The first bytes, cut anywhere."""
+
+    def blocks(
+        self, *, header: bool, whole: Callable[[bytes], int] = whole_lines
+    ) -> Iterator[tuple[int, bytes]]:
+        """(number of its first line, block) over the text, of which each block is whole records.
+
+        header: leave out the first line. whole: how many bytes of a block are whole records.
+        Raises DataError when the file is cut off, and for a record longer than half a gigabyte.
+        """
+        skip = self._after_first if header else self._start
+        line, rest = self._line + int(header), b""
+        with closing(unpacked(self._path)) as stream:
+            for block in stream:
+                gone = min(skip, len(block))
+                skip -= gone
+                rest += block[gone:]
+                cut = whole(rest)
+                if cut:
+                    yield self._checked(line, rest[:cut])
+                    line += rest.count(b"\n", 0, cut)
+                    rest = rest[cut:]
+                elif len(rest) > _LONGEST_RECORD:
+                    raise DataError(
+                        f"{self._path}, line {line}: a record of more than half a gigabyte begins "
+                        "here. Is a quote left open, or is this another kind of file?"
+                    )
+        if rest:
+            yield self._checked(line, rest)
+
+    def _checked(self, line: int, block: bytes) -> tuple[int, bytes]:
+        require_utf8(block, str(self._path), line)
+        return line, block
+
+
+def read_text_bytes(path: Path) -> bytes:
+    """The whole of a small text, unpacked. Raises DataError when it is unreadable or empty."""
+    data = b"".join(unpacked(path))
+    if not data.strip():
+        raise _empty(path)
+    return data
+
+
+def unpacked(path: Path) -> Generator[bytes]:
+    """The bytes of a file in blocks, without a byte order mark, unpacked if its name ends in .gz.
+
+    Raises DataError when it cannot be read.
+    """
+    try:
+        with cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
+            block = file.read(BLOCK_BYTES).removeprefix(_BYTE_ORDER_MARK)
+            while block:
+                yield block
+                block = file.read(BLOCK_BYTES)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a complete gzip file ({error}). Copy it again.") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from None
+
+
+def _empty(path: Path) -> DataError:
+    return DataError(f"{path}: the file is empty. Give a log with one interaction a line.")
+
+
+def require_utf8(data: bytes, file: str, line: int) -> None:
+    """Raises DataError, with the line, for bytes that are not UTF-8; `line`: the first one's."""
+    if data.isascii():
+        return
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        number = line + data.count(b"\n", 0, error.start)
+        wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # byte order marks
+        name, code = ("UTF-16", "utf-16") if wide else ("Latin-1", "latin1")
+        raise DataError(
+            f"{file}, line {number}: not UTF-8 text. If it is {name}, convert it with: "
+            f"iconv -f {code} -t utf-8 OLD > NEW"
+        ) from None
