@@ -150,6 +150,7 @@ def data_card(data: SequenceDataset) -> dict[str, Any]:
         "source": data.source,
         "notes": data.notes,
         "filter": asdict(data.filter),
+        "split": asdict(data.split),
         "users": data.num_users,
         "items": data.num_items,
         "interactions": data.num_interactions,

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 STEPS = 5
 
 
+@source.with_source
 def demo(
-    data: source.Data = None,
+    log: source.Source,
     quick: Annotated[
         bool, typer.Option("--quick", help="Hardly any training: seconds, the figures mean little.")
     ] = False,
@@ -36,12 +37,6 @@ def demo(
         bool, typer.Option("--reuse", help="Take the run of an earlier demo instead of training.")
     ] = False,
     runs: Annotated[Path, typer.Option(help="Where the run is kept.")] = Path("runs"),
-    user_column: source.UserColumn = None,
-    item_column: source.ItemColumn = None,
-    time_column: source.TimeColumn = None,
-    min_user: source.MinUser = None,
-    min_item: source.MinItem = None,
-    cache: source.Cache = source.CACHE,
 ) -> None:
     """Read a log, train, publish, serve, let devices ask for networks and rerank, report.
 
@@ -57,18 +52,15 @@ def demo(
     `forward-ofa demo --data synthetic --quick`
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    chosen = source.Source(
-        data, user_column, item_column, time_column, min_user, min_item, str(cache)
-    )
     out = console()
     started = time.monotonic()
     recipe = "quick" if quick else "default"
     configured(recipe, backbone)  # an unknown backbone is refused before a long log is read
-    prepared = _read(chosen, out)
+    prepared = _read(log, out)
     config = configured(recipe, backbone, prepared.num_interactions)
     folder = runs / f"demo-{prepared.name}{'' if backbone == 'sasrec' else '-' + backbone}"
     _step(out, 2, "Train Forward-OFA, and DeviceRec to compare with")
-    run = _train(prepared, config, folder, chosen, reuse, out)
+    run = _train(prepared, config, folder, log, reuse, out)
     version = _publish(run, prepared, folder / "registry", out)
     result = {
         "run": run.report,
@@ -91,13 +83,10 @@ def _step(out: Console, number: int, title: str) -> None:
 
 
 def _read(chosen: source.Source, out: Console) -> SequenceDataset:
-    from forward_ofa.data import default_filter, prepare
-
-    log = chosen.read(out)
-    out.print(f"[bold]Data:[/] {escape(log.source)}", soft_wrap=True)
     _step(out, 1, "Read the log")
-    prepared = prepare(log, chosen.filter() or default_filter(log))
-    for text in prepared.notes[2:]:  # source and filter are in the protocol card below
+    prepared = chosen.load(out)
+    out.print(f"[bold]Data:[/] {escape(prepared.source)}", soft_wrap=True)
+    for text in prepared.notes:  # filter and split are in the protocol card below
         note(out, text)
     return prepared
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
@@ -14,79 +17,129 @@ from forward_ofa_cli.console import DownloadProgress
 from forward_ofa_cli.errors import CommandError, Exit
 
 if TYPE_CHECKING:
-    from forward_ofa.data import FilterConfig, InteractionLog, SequenceDataset
+    from forward_ofa.data import FilterChoice, SequenceDataset, SplitConfig
 
 SOURCE = "source.json"
 SYNTHETIC = "synthetic"
 CACHE = Path(".cache/data")
+PANEL = "The log"
 
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="LOG",
-        help="A file or folder on disk (MovieLens, RecBole .inter, CSV, Parquet), a public data "
-        "set to download (ml-100k, ml-1m), or `synthetic`. Left out: ml-100k, or a synthetic log "
-        "without a network.",
-        show_default=False,
-    ),
-]
-UserColumn = Annotated[str | None, typer.Option(help="Name of the user column of a table.")]
-ItemColumn = Annotated[str | None, typer.Option(help="Name of the item column of a table.")]
-TimeColumn = Annotated[str | None, typer.Option(help="Name of the time column of a table.")]
-MinUser = Annotated[
-    int | None, typer.Option(min=0, help="Drop users with fewer interactions (see --min-item).")
-]
-MinItem = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help="Drop items with fewer interactions; with either option, repeated until stable. "
-        "Left out: the paper's filter where it fits the log, else 5 and 5.",
-    ),
-]
-Cache = Annotated[Path, typer.Option(help="Where downloaded logs are kept.")]
+
+def _option(text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=PANEL, **more)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Everything that `forward_ofa.data` needs to give the same data set again."""
+    """Everything that `forward_ofa.data` needs to give the same data set again.
 
-    data: str | None = None
-    user_column: str | None = None
-    item_column: str | None = None
-    time_column: str | None = None
-    min_user: int | None = None
-    min_item: int | None = None
-    cache: str = str(CACHE)
+    Each field is an option of the commands that work on a log (see `with_source`).
+    """
+
+    data: Annotated[
+        str | None,
+        _option(
+            "A file or folder on disk (MovieLens, Amazon, RecBole .inter, CSV, JSON lines, "
+            "Parquet), a public data set to download (`forward-ofa data` lists them), or "
+            "`synthetic`. Left out: ml-100k, or a synthetic log without a network.",
+            metavar="LOG",
+            show_default=False,
+        ),
+    ] = None
+    user_column: Annotated[str | None, _option("Name of the user column of a table.")] = None
+    item_column: Annotated[str | None, _option("Name of the item column of a table.")] = None
+    time_column: Annotated[str | None, _option("Name of the time column of a table.")] = None
+    header: Annotated[
+        str | None,
+        _option("Names of all columns of a CSV without a header line, separated by commas."),
+    ] = None
+    min_user: Annotated[int | None, _option("Drop users with fewer interactions.", min=0)] = None
+    min_item: Annotated[
+        int | None,
+        _option(
+            "Drop items with fewer interactions. If nothing is said of --min-user, --min-item, "
+            "--strict-item and --iterate: the paper's filter where it fits the log, else 5 and 5.",
+            min=0,
+        ),
+    ] = None
+    strict_item: Annotated[
+        bool | None,
+        _option("Items need more than --min-item, or at least.", "--strict-item/--least-item"),
+    ] = None
+    iterate: Annotated[
+        bool | None,
+        _option("Repeat the filter until stable (default), or count once.", "--iterate/--once"),
+    ] = None
+    ties: Annotated[
+        str | None,
+        _option("Order of one user's interactions of one time: file (default) or hash."),
+    ] = None
+    deduplicate: Annotated[
+        str | None,
+        _option("exact (default): rows that repeat user, item and time; consecutive: also an item "
+                "directly after itself; keep."),
+    ] = None  # fmt: skip
+    split: Annotated[
+        str, _option("position: last item test, second last validation; or time: global moments.")
+    ] = "position"
+    validation_share: Annotated[
+        float, _option("By time: share of all interactions in the validation period.")
+    ] = 0.1
+    test_share: Annotated[
+        float, _option("By time: share of all interactions in the test period, the last one.")
+    ] = 0.1
+    validation_from: Annotated[
+        str | None,
+        _option("By time: where validation begins, an ISO 8601 time or a number as in the log."),
+    ] = None
+    test_from: Annotated[str | None, _option("By time: where test begins.")] = None
+    cache: Annotated[
+        str, _option("Where downloaded and prepared logs are kept.", show_default=True)
+    ] = str(CACHE)
 
     def load(self, out: Console) -> SequenceDataset:
-        """Read (or download, or generate) and prepare. Raises DataError."""
-        from forward_ofa.data import default_filter, prepare
+        """Read (or download, or generate) and prepare. Raises DataError, CommandError (usage)."""
+        from forward_ofa.data import ColumnNames, generate_log, load_dataset, prepare
 
-        log = self.read(out)
-        return prepare(log, self.filter() or default_filter(log))
-
-    def read(self, out: Console) -> InteractionLog:
-        """The log before any filter. Raises DataError."""
-        from forward_ofa.data import ColumnNames, generate_log, load
-
+        choice, split = self.rules()
         if self.data == SYNTHETIC and not Path(SYNTHETIC).exists():
-            return generate_log()
-        columns = ColumnNames(self.user_column, self.item_column, self.time_column)
-        return load(self.data, Path(self.cache), columns=columns, progress=DownloadProgress(out))
-
-    def filter(self) -> FilterConfig | None:
-        """The filter that was asked for; None: choose by the log."""
-        from forward_ofa.data import FilterConfig
-
-        if self.min_user is None and self.min_item is None:
-            return None
-        standard = FilterConfig()
-        return FilterConfig(
-            min_user=standard.min_user if self.min_user is None else self.min_user,
-            min_item=standard.min_item if self.min_item is None else self.min_item,
+            log = generate_log()
+            return prepare(log, choice.resolve(log), split)
+        header = None if self.header is None else tuple(self.header.split(","))
+        columns = ColumnNames(self.user_column, self.item_column, self.time_column, header)
+        return load_dataset(
+            self.data,
+            Path(self.cache),
+            columns=columns,
+            choice=choice,
+            split=split,
+            progress=DownloadProgress(out),
         )
+
+    def rules(self) -> tuple[FilterChoice, SplitConfig]:
+        """Filter and split. Raises CommandError (usage) for what makes no sense."""
+        from forward_ofa.data import FilterChoice, SplitConfig
+
+        try:
+            return (
+                FilterChoice(
+                    self.min_user,
+                    self.min_item,
+                    self.strict_item,
+                    self.iterate,
+                    self.ties,  # type: ignore[arg-type]  # checked there
+                    self.deduplicate,  # type: ignore[arg-type]
+                ),
+                SplitConfig(
+                    self.split,  # type: ignore[arg-type]
+                    self.validation_share,
+                    self.test_share,
+                    self.validation_from,
+                    self.test_from,
+                ),
+            )
+        except ValueError as error:
+            raise CommandError(str(error), Exit.USAGE) from None
 
     def remember(self, folder: Path, log_name: str) -> None:
         """Write it into a run's folder, with paths that hold from anywhere.
@@ -104,6 +157,36 @@ class Source:
         raw["cache"] = str(Path(self.cache).resolve())
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / SOURCE, raw)
+
+
+def with_source(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command one option for each field of `Source`, in place of its parameter `log`."""
+    hints = get_type_hints(Source, include_extras=True)
+    options = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(Source)
+    ]  # fmt: skip
+    own = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name == "log":
+            parameters += options
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(kind=kind, annotation=own[name]))
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> None:
+        log = Source(**{option.name: given.pop(option.name) for option in options})
+        command(log=log, **given)
+
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {item.name: item.annotation for item in parameters}
+    del wrapped.__wrapped__  # type: ignore[attr-defined]  # else its signature would be taken
+    return wrapped
 
 
 def remembered(folder: Path, data: str | None) -> Source:

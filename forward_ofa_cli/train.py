@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 RunDir = Annotated[Path, typer.Option("--run-dir", help="The run's folder.")]
 
 
+@source.with_source
 def train(
-    data: source.Data = None,
+    log: source.Source,
     run_dir: Annotated[
         Path | None,
         typer.Option(help="The run's folder; left out: runs/LOG-BACKBONE."),
@@ -60,12 +61,6 @@ def train(
         int | None,
         typer.Option(help="Items retrieved in the funnel's evaluation; serve has its own option."),
     ] = None,
-    user_column: source.UserColumn = None,
-    item_column: source.ItemColumn = None,
-    time_column: source.TimeColumn = None,
-    min_user: source.MinUser = None,
-    min_item: source.MinItem = None,
-    cache: source.Cache = source.CACHE,
     as_json: Annotated[
         bool, typer.Option("--json", help="The report as JSON on stdout, the rest on stderr.")
     ] = False,
@@ -83,13 +78,11 @@ def train(
     out = console(stderr=as_json)
     begun = run_dir if resume and resumable(run_dir) else None
     if begun is not None:
-        chosen = source.remembered(begun, data)
+        chosen = source.remembered(begun, log.data)
         prepared = chosen.load(out)
         config = stored_config(begun)
     else:
-        chosen = source.Source(
-            data, user_column, item_column, time_column, min_user, min_item, str(cache)
-        )
+        chosen = log
         configured(recipe, backbone)  # an unknown one is refused before a long log is read
         prepared = chosen.load(out)
         config = configured(recipe, backbone, prepared.num_interactions)

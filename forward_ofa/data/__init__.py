@@ -1,6 +1,8 @@
 """Interaction logs: find, read, filter, and cut into sequences.
 
-    log = load("ml-100k", cache_dir)                  # or a path, or None
+    dataset = load_dataset("ml-100k", cache_dir)      # or a path, or None; of any size
+
+    log = load("ml-100k", cache_dir)                  # the same by hand, in memory
     dataset = prepare(log, default_filter(log))
 
 Every failure a user can cause is a DataError whose message says what to do.
@@ -12,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from forward_ofa.data.cache import open_prepared
 from forward_ofa.data.columns import ColumnNames
 from forward_ofa.data.download import DATASETS, DownloadError, Progress, RemoteDataset, fetch
-from forward_ofa.data.filtering import PAPER_FILTER, FilterConfig, default_filter
+from forward_ofa.data.filtering import PAPER_FILTER, FilterChoice, FilterConfig, default_filter
 from forward_ofa.data.log import DataError, InteractionLog
 from forward_ofa.data.preparation import prepare
 from forward_ofa.data.readers import read_log
@@ -30,6 +33,7 @@ __all__ = [
     "ColumnNames",
     "DataError",
     "DownloadError",
+    "FilterChoice",
     "FilterConfig",
     "InteractionLog",
     "RemoteDataset",
@@ -40,12 +44,14 @@ __all__ = [
     "fetch",
     "generate_log",
     "load",
+    "load_dataset",
     "log_from_ids",
     "prepare",
     "read_log",
 ]
 
 DEFAULT_DATASET = "ml-100k"
+_UNREACHABLE = ("no network", "interrupted", "http status")
 
 
 def load(
@@ -67,19 +73,52 @@ def load(
         try:
             folder = fetch(DEFAULT_DATASET, cache_dir, progress=progress, datasets=datasets)
         except DownloadError as error:
-            if error.reason not in ("no network", "interrupted", "http status"):
+            if error.reason not in _UNREACHABLE:
                 raise
             return _instead(generate_log(), error)
         return read_log(folder, columns)
+    return read_log(locate(spec, cache_dir, progress, datasets), columns)
+
+
+def load_dataset(
+    spec: str | None,
+    cache_dir: Path,
+    *,
+    columns: ColumnNames | None = None,
+    choice: FilterChoice | None = None,
+    split: SplitConfig | None = None,
+    progress: Progress | None = None,
+    datasets: Mapping[str, RemoteDataset] = DATASETS,
+) -> SequenceDataset:
+    """The log that a user means by `spec` (see `load`), filtered and split.
+
+    Of whatever size: what is larger than memory is sorted on disk, and the result is kept in
+    `cache_dir` for the next time (see `cache`). Raises DataError.
+    """
+    choice, split = choice or FilterChoice(), split or SplitConfig()
+    try:
+        path = locate(spec or DEFAULT_DATASET, cache_dir, progress, datasets)
+    except DownloadError as error:
+        if spec is not None or error.reason not in _UNREACHABLE:
+            raise
+        log = _instead(generate_log(), error)
+        return prepare(log, choice.resolve(log), split)
+    return open_prepared(path, cache_dir, columns or ColumnNames(), choice, split)
+
+
+def locate(
+    spec: str, cache_dir: Path, progress: Progress | None, datasets: Mapping[str, RemoteDataset]
+) -> Path:
+    """Where the log is on disk; a named data set is downloaded. Raises DataError."""
     path = Path(spec).expanduser()
-    if spec in datasets and not path.exists():
-        return read_log(fetch(spec, cache_dir, progress=progress, datasets=datasets), columns)
-    if not path.exists():
+    if path.exists():
+        return path
+    if spec not in datasets:
         raise DataError(
             f"{spec}: neither a file or folder on disk nor a named data set "
             f"({', '.join(datasets)}). Check the path."
         )
-    return read_log(path, columns)
+    return fetch(spec, cache_dir, progress=progress, datasets=datasets)
 
 
 def _instead(log: InteractionLog, error: DownloadError) -> InteractionLog:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -83,6 +83,34 @@ def default_filter(log: InteractionLog) -> FilterConfig:
         if int(left.sum()) >= _PAPER_SHARE * len(log) and int(left.min()) >= MIN_SEQUENCE:
             return PAPER_FILTER
     return FilterConfig()
+
+
+@dataclass(frozen=True)
+class FilterChoice:
+    """What of a FilterConfig was asked for; None: not said.
+
+    Thresholds of which nothing is said are chosen by the log (`default_filter`).
+    """
+
+    min_user: int | None = None
+    min_item: int | None = None
+    strict_item: bool | None = None
+    iterate: bool | None = None
+    ties: Literal["file", "hash"] | None = None
+    deduplicate: Literal["keep", "consecutive", "exact"] | None = None
+
+    def __post_init__(self) -> None:
+        self._over(FilterConfig())
+
+    def resolve(self, log: InteractionLog) -> FilterConfig:
+        """The filter for this log."""
+        thresholds = (self.min_user, self.min_item, self.strict_item, self.iterate)
+        chosen = any(value is not None for value in thresholds)
+        return self._over(FilterConfig() if chosen else default_filter(log))
+
+    def _over(self, config: FilterConfig) -> FilterConfig:
+        """Raises ValueError for what makes no sense."""
+        return replace(config, **{k: v for k, v in asdict(self).items() if v is not None})
 
 
 def survivors(

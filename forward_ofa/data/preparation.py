@@ -77,9 +77,7 @@ def prepare(
     place = workspace or Workspace()
     scratch = place.inside("ordered")
     chosen = (split or SplitConfig()).resolve(log)
-    notes = [f"filter: {config.describe()}"]
-    if chosen.by == "time":
-        notes.append(f"split: {chosen.describe()}")
+    notes: list[str] = []
     rows = _ordered(log, config, chosen, scratch, notes)
     found = _Filtered(log, config, chosen, rows, notes).written(place)
     scratch.discard()

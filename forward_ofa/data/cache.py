@@ -1,0 +1,255 @@
+"""Prepared data sets on disk, so that the same log with the same rules is read once.
+
+    CACHE/prepared/KEY/            one data set: raw arrays, catalogue.json, manifest.json
+    CACHE/prepared/digests.json    SHA-256 of log files, by path, size, inode and times of change
+    CACHE/prepared/.work-*/        a log that is being sorted; gone when it is done
+
+KEY is a hash of the content of the log's files, the columns, the filter, the split and the version
+of this format: a changed log is another entry, a moved one the same. A folder appears by one
+rename, complete and synced. It is checked when it is opened (the fingerprint over all sequences and
+ids, which a run needs anyway, and digests of the rest); one that does not match is made anew. The
+entries that were used last are kept, `KEPT` of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forward_ofa.data.columns import ColumnNames
+from forward_ofa.data.filtering import FilterChoice, FilterConfig
+from forward_ofa.data.layouts import find_log
+from forward_ofa.data.log import DataError
+from forward_ofa.data.preparation import prepare
+from forward_ofa.data.readers import log_name, read_log
+from forward_ofa.data.sequences import SequenceDataset
+from forward_ofa.data.splitting import Split, SplitConfig
+from forward_ofa.data.titles import title_files
+from forward_ofa.data.workspace import IdTable, Workspace, open_array
+
+FORMAT = "forward-ofa-prepared/1"
+KEPT = 8
+_REMEMBERED = 256
+_FITS_MEMORY = 1 << 28  # bytes of log files; such a log is used without a cache if it must be
+_ENDS = "ends.int32"
+
+
+def open_prepared(
+    path: Path, cache_dir: Path, columns: ColumnNames, choice: FilterChoice, split: SplitConfig
+) -> SequenceDataset:
+    """The log at a path, filtered and split: from the cache, or read and put there.
+
+    A log of up to 256 MB is also used where the cache cannot be written.
+    Raises DataError for a log that cannot be used, a disk that is full, or a log that changes
+    while it is read.
+    """
+    found = find_log(path, columns)
+    files = [*found.files, *title_files(found.files[0])]
+    home = cache_dir / "prepared"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not os.access(home, os.W_OK):
+            raise PermissionError(errno.EACCES, "cannot be written")
+        key = _key(_Digests(home / "digests.json").of(files), found.kind, columns, choice, split)
+        data = _through(home, key, path, columns, choice, split, files)
+        _sweep(home, key)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and sum(file.stat().st_size for file in files) <= _FITS_MEMORY:
+            log = read_log(path, columns)
+            return prepare(log, choice.resolve(log), split)
+        advice = " It takes up to four times the log itself." if full else ""
+        raise DataError(
+            f"{cache_dir}: cannot be written ({error.strerror or error}), and the log needs room "
+            f"there to be sorted.{advice} Free some space, or choose another folder with --cache."
+        ) from None
+    return replace(data, name=log_name(path), source=found.describe())
+
+
+def _through(
+    home: Path, key: str, path: Path, columns: ColumnNames, choice: FilterChoice,
+    split: SplitConfig, files: list[Path],
+) -> SequenceDataset:  # fmt: skip
+    folder = home / key
+    data = _opened(folder)
+    if data is not None:
+        return data
+    with _locked(home / f".{key}.lock"):
+        data = _opened(folder)  # another process may have made it while we waited
+        if data is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            before = [_signature(file) for file in files]
+            with _work_folder(home) as work:
+                log = read_log(path, columns, Workspace(work / "log"))
+                made = prepare(log, choice.resolve(log), split, Workspace(work / "data"))
+                if [_signature(file) for file in files] != before:
+                    raise DataError(f"{path}: it changed while it was read. Run it again.")
+                _write(made, work / "data")
+                (work / "data").replace(folder)
+                _sync(home)
+            data = _opened(folder)
+    if data is None:
+        raise DataError(f"{folder}: what was just written reads differently: check the disk.")
+    return data
+
+
+def _key(
+    digests: list[str], kind: str, columns: ColumnNames, choice: FilterChoice, split: SplitConfig
+) -> str:
+    parts = [FORMAT, digests, kind, asdict(columns), asdict(choice), asdict(split)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _write(data: SequenceDataset, folder: Path) -> None:
+    """What `prepare` has left in memory, beside the arrays that it has written there."""
+    (folder / "offsets.int64").write_bytes(data.offsets.astype("<i8").tobytes())
+    ends = np.concatenate((data.train_ends, data.test_starts)).astype("<i4")
+    (folder / _ENDS).write_bytes(ends.tobytes())
+    catalogue = {"item_ids": data.item_ids, "titles": data.titles}
+    (folder / "catalogue.json").write_text(json.dumps(catalogue))
+    manifest = {
+        "format": FORMAT,
+        "fingerprint": data.fingerprint(),
+        "sha256": {name: _sha256(folder / name) for name in (_ENDS, "catalogue.json")},
+        "filter": asdict(data.filter),
+        "split": asdict(data.split),
+        "notes": data.notes,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    for file in folder.iterdir():
+        _sync(file)
+    _sync(folder)
+
+
+def _opened(folder: Path) -> SequenceDataset | None:
+    """The data set in a folder, or None if it is not there, not whole, or not what it was."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        if manifest["format"] != FORMAT:
+            return None
+        if any(_sha256(folder / name) != digest for name, digest in manifest["sha256"].items()):
+            return None
+        catalogue = json.loads((folder / "catalogue.json").read_text())
+        ends = open_array(folder / _ENDS, "<i4")
+        data = SequenceDataset(
+            offsets=open_array(folder / "offsets.int64", "<i8"),
+            items=open_array(folder / "items.int32", "<i4"),
+            train_ends=ends[: len(ends) // 2],
+            test_starts=ends[len(ends) // 2 :],
+            user_ids=IdTable(
+                open_array(folder / "users.offsets", "<i8"), open_array(folder / "users.text", "u1")
+            ),
+            item_ids=catalogue["item_ids"],
+            titles=catalogue["titles"],
+            filter=FilterConfig(**manifest["filter"]),
+            split=Split(**manifest["split"]),
+            name="",
+            source="",
+            notes=manifest["notes"],
+        )
+        if data.fingerprint() != manifest["fingerprint"]:
+            return None
+        os.utime(folder)
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+    return data
+
+
+class _Digests:
+    """SHA-256 of files, remembered while size, inode and times of change stay as they are."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def of(self, files: list[Path]) -> list[str]:
+        """The digests of these files, in order. Raises OSError."""
+        known = self._read()
+        digests = []
+        for file in files:
+            name, signature = str(file.resolve()), _signature(file)
+            entry = known.pop(name, None)
+            if not (isinstance(entry, list) and entry[:-1] == signature):
+                entry = [*signature, _sha256(file)]
+            known[name] = entry  # at the end: used last
+            digests.append(str(entry[-1]))
+        kept = dict(list(known.items())[-max(_REMEMBERED, len(files)) :])
+        handle, name = tempfile.mkstemp(prefix=".digests-", dir=self._path.parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump(kept, file)
+        Path(name).replace(self._path)
+        return digests
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            known = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+
+def _signature(file: Path) -> list[int]:
+    found = file.stat()
+    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _work_folder(home: Path) -> Iterator[Path]:
+    """An empty folder, removed at the end; those that killed processes left are removed too."""
+    for stale in home.glob(".work-*"):
+        try:
+            with (stale / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(stale, ignore_errors=True)
+        except OSError:  # in use, or just going
+            continue
+    work = Path(tempfile.mkdtemp(prefix=".work-", dir=home))
+    try:
+        with (work / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _sweep(home: Path, used: str) -> None:
+    """Removes the data sets that were not used for longest. Who has one open keeps its arrays."""
+    entries: Mapping[str, float] = {
+        folder.name: folder.stat().st_mtime
+        for folder in home.iterdir()
+        if folder.is_dir() and not folder.name.startswith(".") and folder.name != used
+    }
+    for name in sorted(entries, key=lambda name: -entries[name])[KEPT - 1 :]:
+        shutil.rmtree(home / name, ignore_errors=True)
+        (home / f".{name}.lock").unlink(missing_ok=True)
