@@ -16,9 +16,10 @@ from pathlib import Path
 
 from forward_ofa.data.cache import open_prepared
 from forward_ofa.data.columns import ColumnNames
-from forward_ofa.data.download import DATASETS, DownloadError, Progress, RemoteDataset, fetch
+from forward_ofa.data.download import DownloadError, Progress, fetch
 from forward_ofa.data.filtering import PAPER_FILTER, FilterChoice, FilterConfig, default_filter
 from forward_ofa.data.log import DataError, InteractionLog
+from forward_ofa.data.named import DATASETS, RemoteDataset, suggest
 from forward_ofa.data.preparation import prepare
 from forward_ofa.data.readers import read_log
 from forward_ofa.data.sequences import PADDING, SequenceDataset
@@ -116,7 +117,7 @@ def locate(
     if spec not in datasets:
         raise DataError(
             f"{spec}: neither a file or folder on disk nor a named data set "
-            f"({', '.join(datasets)}). Check the path."
+            f"({suggest(datasets)}). Check the path."
         )
     return fetch(spec, cache_dir, progress=progress, datasets=datasets)
 

@@ -65,12 +65,23 @@ def encode(values: pl.Series) -> tuple[IntArray, pl.Series]:
     numbers = values.cast(pl.Int64, strict=False)
     plain = numbers.null_count() == 0 and bool((numbers >= 0).all())
     if plain and bool((numbers.cast(pl.String) == values).all()):  # "007" is not 7
-        distinct, codes = np.unique(numbers.to_numpy(), return_inverse=True)
-        return codes.astype(np.int32), pl.Series(distinct).cast(pl.String)
+        distinct, codes = _distinct(numbers.to_numpy())
+        return codes, pl.Series(distinct).cast(pl.String)
     ids = sorted_ids(values)
     table = pl.DataFrame({"id": ids, "code": np.arange(len(ids), dtype=np.int32)})
     joined = pl.DataFrame({"id": values}).join(table, on="id", how="left", maintain_order="left")
     return joined["code"].to_numpy(), ids
+
+
+def _distinct(values: LongArray) -> tuple[LongArray, IntArray]:
+    """(distinct values in order, codes int32 [n]) of values of 0 or more."""
+    largest = int(values.max(initial=0))
+    if largest > 4 * len(values):
+        distinct, codes = np.unique(values, return_inverse=True)
+        return distinct, codes.astype(np.int32)
+    there = np.zeros(largest + 1, np.bool_)  # ids are mostly dense: no need to sort
+    there[values] = True
+    return np.flatnonzero(there), (np.cumsum(there, dtype=np.int32) - 1)[values]
 
 
 def chronological(users: IntArray, times: LongArray) -> LongArray:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -34,6 +37,8 @@ class Server:
         self.stop_after: int | None = None
         self.ranges = True
         self.status = 200
+        self.tag = '"one"'
+        self.shift = 0
         self.requests: list[str | None] = []
         outer = self
 
@@ -50,22 +55,38 @@ class Server:
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         asked = handler.headers.get("Range")
         self.requests.append(asked)
+        condition = handler.headers.get("If-Range")
+        if condition is not None and condition != self.tag:
+            asked = None
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.ranges else 0
         if self.status != 200:
             handler.send_error(self.status)
             return
         if start >= len(self.content):
-            handler.send_error(416)
+            handler.send_response(416)
+            handler.send_header("Content-Range", f"bytes */{len(self.content)}")
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
             return
         body = self.content[start:]
         handler.send_response(206 if start else 200)
+        if self.tag:
+            handler.send_header("ETag", self.tag)
+        if start:
+            first = start + self.shift
+            last, size = len(self.content) - 1, len(self.content)
+            handler.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         handler.wfile.write(body[: self.stop_after])
 
     def dataset(self, md5: str | None = None) -> dict[str, RemoteDataset]:
         digest = md5 or hashlib.md5(self.content).hexdigest()
-        return {"ml-100k": RemoteDataset("Test", self.url, digest)}
+        return {"ml-100k": RemoteDataset("Test", self.url, f"md5:{digest}")}
+
+    def unpublished(self, name: str = "log.csv") -> dict[str, RemoteDataset]:
+        """A data set of one file, of which no digest is known."""
+        return {"some": RemoteDataset("Test", self.url.replace("data.zip", name))}
 
 
 @pytest.fixture
@@ -77,6 +98,11 @@ def server() -> Iterator[Server]:
     server.http.shutdown()
     thread.join()
     server.http.server_close()
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forward_ofa.data.download.PAUSE_SECONDS", 0.0)
 
 
 def left_over(cache: Path) -> set[str]:
@@ -98,30 +124,31 @@ def test_fetch_then_cached(tmp_path: Path, server: Server) -> None:
 
 def test_an_interrupted_download_goes_on(tmp_path: Path, server: Server) -> None:
     server.stop_after = 1000
-    with pytest.raises(DownloadError, match=r"1,000 of .*Run it again") as caught:
+    with pytest.raises(DownloadError, match=r"5,000 of .*Run it again") as caught:
         fetch("ml-100k", tmp_path, datasets=server.dataset())
     assert caught.value.reason == "interrupted"
-    assert left_over(tmp_path) == {"ml-100k.zip.part"}
+    assert left_over(tmp_path) == {"ml-100k.part", "ml-100k.part.tag"}
+    assert server.requests == [None, *(f"bytes={n}000-" for n in range(1, 5))]
     server.stop_after = None
     fetch("ml-100k", tmp_path, datasets=server.dataset())
-    assert server.requests == [None, "bytes=1000-"]
+    assert server.requests[5:] == ["bytes=5000-"]
     assert left_over(tmp_path) == {"ml-100k"}
 
 
 def test_a_server_without_ranges(tmp_path: Path, server: Server) -> None:
-    (tmp_path / "ml-100k.zip.part").write_bytes(server.content[:500])
+    (tmp_path / "ml-100k.part").write_bytes(server.content[:500])
     server.ranges = False
     assert (fetch("ml-100k", tmp_path, datasets=server.dataset()) / "u.data").is_file()
 
 
 def test_a_complete_part_is_used(tmp_path: Path, server: Server) -> None:
-    (tmp_path / "ml-100k.zip.part").write_bytes(server.content)
+    (tmp_path / "ml-100k.part").write_bytes(server.content)
     fetch("ml-100k", tmp_path, datasets=server.dataset())
     assert server.requests == [f"bytes={len(server.content)}-"]  # answered with 416
 
 
 def test_a_part_of_another_file_is_replaced(tmp_path: Path, server: Server) -> None:
-    (tmp_path / "ml-100k.zip.part").write_bytes(b"x" * 700)
+    (tmp_path / "ml-100k.part").write_bytes(b"x" * 700)
     assert (fetch("ml-100k", tmp_path, datasets=server.dataset()) / "u.data").is_file()
     assert server.requests == ["bytes=700-", None]
 
@@ -175,7 +202,7 @@ def closed_port() -> dict[str, RemoteDataset]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return {"ml-100k": RemoteDataset("Test", f"http://127.0.0.1:{port}/x.zip", "0" * 32)}
+    return {"ml-100k": RemoteDataset("Test", f"http://127.0.0.1:{port}/x.zip", "md5:" + "0" * 32)}
 
 
 def test_no_network(tmp_path: Path) -> None:
@@ -220,7 +247,93 @@ def test_load(tmp_path: Path, server: Server) -> None:
         fetch("ml-9m", tmp_path)
 
 
+def test_a_server_that_sends_nothing_is_not_asked_for_ever(tmp_path: Path, server: Server) -> None:
+    server.stop_after = 0
+    with pytest.raises(DownloadError, match="stopped after 0 of"):
+        fetch("ml-100k", tmp_path, datasets=server.dataset())
+    assert server.requests == [None]
+
+
+def test_another_range_than_asked_for_is_refused(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "ml-100k.part").write_bytes(server.content[:500])
+    server.shift = 7
+    with pytest.raises(DownloadError, match="another part"):
+        fetch("ml-100k", tmp_path, datasets=server.dataset())
+    server.shift = 0
+    assert (fetch("ml-100k", tmp_path, datasets=server.dataset()) / "u.data").is_file()
+
+
+def test_a_single_file_keeps_its_name_and_its_digest_is_recorded(
+    tmp_path: Path, server: Server
+) -> None:
+    server.content = b"user_id,item_id,timestamp\n" + b"1,2,3\n" * 500
+    sets = server.unpublished()
+    folder = fetch("some", tmp_path, datasets=sets)
+    assert (folder / "log.csv").read_bytes() == server.content
+    digest = hashlib.sha256(server.content).hexdigest()
+    assert (tmp_path / "some.sha256").read_text().split() == [f"sha256:{digest}", sets["some"].url]
+    (folder / "log.csv").unlink()
+    folder.rmdir()
+    whole, server.content = server.content, server.content + b"4,5,6\n"
+    with pytest.raises(DownloadError, match=r"another one at the first download.*some\.sha256"):
+        fetch("some", tmp_path, datasets=sets)
+    assert left_over(tmp_path) == {"some.sha256"}
+    server.content = whole
+    assert (fetch("some", tmp_path, datasets=sets) / "log.csv").read_bytes() == whole
+
+
+@pytest.mark.parametrize("tag", ['"one"', ""])
+def test_without_a_digest_two_files_are_never_joined(
+    tmp_path: Path, server: Server, tag: str
+) -> None:
+    server.content, server.tag, server.stop_after = b"a" * 20_000, tag, 100
+    with pytest.raises(DownloadError):
+        fetch("some", tmp_path, datasets=server.unpublished())
+    server.content, server.tag, server.stop_after = b"b" * 20_000, tag and '"two"', None
+    folder = fetch("some", tmp_path, datasets=server.unpublished())
+    assert (folder / "log.csv").read_bytes() == b"b" * 20_000
+
+
+def test_a_disk_that_is_full(tmp_path: Path, server: Server) -> None:
+    """In a process that may write no more than 10,000 bytes to a file."""
+    script = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from forward_ofa.data import DownloadError, RemoteDataset, fetch\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "sets = {'ml-100k': RemoteDataset('Test', sys.argv[1], sys.argv[2])}\n"
+        "try:\n"
+        "    fetch('ml-100k', Path(sys.argv[3]), datasets=sets)\n"
+        "except DownloadError as error:\n"
+        "    print(error.reason, error)\n"
+    )
+    digest = server.dataset()["ml-100k"].digest
+    command = [sys.executable, "-c", script, server.url, digest, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("disk ") and "free some space" in done.stdout
+    assert (tmp_path / "ml-100k.part").stat().st_size == 10_000
+    assert (fetch("ml-100k", tmp_path, datasets=server.dataset()) / "u.data").is_file()
+    assert server.requests[-1] == "bytes=10000-"
+
+
+def test_a_disk_without_room_is_refused_before_it_is_filled(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DownloadError, match="1,000 are free") as caught:
+        fetch("ml-100k", tmp_path, datasets=server.dataset())
+    assert caught.value.reason == "disk"
+
+
 def test_official_addresses_use_https_and_whole_checksums() -> None:
-    for remote in DATASETS.values():
-        assert remote.url.startswith("https://files.grouplens.org/datasets/movielens/")
-        assert len(bytes.fromhex(remote.md5)) == 16
+    sizes = {"md5": 16, "sha256": 32}
+    for name, remote in DATASETS.items():
+        assert remote.url.startswith("https://")
+        if remote.digest is not None:
+            algorithm, _, digest = remote.digest.partition(":")
+            assert len(bytes.fromhex(digest)) == sizes[algorithm]
+        releases = name.startswith("ml-") and "latest" not in name
+        assert not (releases and remote.digest is None)
+    assert len(DATASETS) == 8 + 24 + 29 + 2 * 34
