@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from forward_ofa_cli import (
     cost,
+    data,
     demo,
     device,
     evaluate,
@@ -87,6 +88,7 @@ _PASS_ON: dict[str, Any] = {
 }
 
 app.command("demo")(demo.demo)
+app.command("data")(data.data)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("publish")(publish.publish)

@@ -164,7 +164,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(cache, "_sync", full)
-        with pytest.raises(DataError, match="No space left.*--cache"):
+        with pytest.raises(DataError, match=r"No space left.*--cache"):
             load_dataset(str(log), tmp_path / "c")
     assert entries(tmp_path / "c") == []
     assert load_dataset(str(log), tmp_path / "c").num_users == 20
