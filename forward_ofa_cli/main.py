@@ -61,8 +61,9 @@ app = typer.Typer(
     help=f"""A recommendation network made for each phone, in structure and parameters, in one
 forward pass of the cloud and with no training on the phone.
 
-In the order in which one uses them: **demo** shows everything; **train**, **evaluate**,
-**publish**, **versions**, **serve**, **token**, **device**; **cost** is the accounting.
+In the order in which one uses them: **demo** shows everything; **data** lists public logs;
+**train**, **evaluate**, **publish**, **versions**, **serve**, **token**, **device**; **cost** is
+the accounting.
 
 **Exit codes**
 

@@ -185,7 +185,7 @@ def with_source(command: Callable[..., None]) -> Callable[..., None]:
 
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {item.name: item.annotation for item in parameters}
-    del wrapped.__wrapped__  # type: ignore[attr-defined]  # else its signature would be taken
+    del wrapped.__wrapped__  # else its signature would be taken
     return wrapped
 
 

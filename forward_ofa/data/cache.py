@@ -186,8 +186,8 @@ class _Digests:
             digests.append(str(entry[-1]))
         kept = dict(list(known.items())[-max(_REMEMBERED, len(files)) :])
         handle, name = tempfile.mkstemp(prefix=".digests-", dir=self._path.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(kept, file)
+        with os.fdopen(handle, "w") as written:
+            json.dump(kept, written)
         Path(name).replace(self._path)
         return digests
 
