@@ -89,8 +89,11 @@ def training_sessions(
     return TrainingSessions(targets, last, shift, np.cumsum(sessions))
 
 
-def held_out_sessions(data: SequenceDataset, split: str) -> Sessions:
-    """One session of one target a user, of "validation" or "test"."""
+def last_item_sessions(data: SequenceDataset, split: str) -> Sessions:
+    """One session of one target a user, of "validation" or "test".
+
+    Leave one out: the second-last and the last item. By time: see `data.splitting`.
+    """
     users, ends = data.held_out(split)
     return Sessions(users, ends, np.ones_like(ends))
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from forward_ofa.baselines.device_rec import DeviceRec
-from forward_ofa.batches import collate, held_out_sessions
+from forward_ofa.batches import collate, last_item_sessions
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.model import Batch, ForwardOFA
 
@@ -100,7 +100,7 @@ def paired_interval(
 
 def user_batches(data: SequenceDataset, split: str, history: int, window: int) -> Iterator[Batch]:
     """All users who have a target in that split, in order, one target each."""
-    sessions = held_out_sessions(data, split)
+    sessions = last_item_sessions(data, split)
     for start in range(0, len(sessions), _BATCH):
         rows = np.arange(start, min(start + _BATCH, len(sessions)))
         yield collate(data, sessions.take(rows), history, window)
@@ -112,10 +112,11 @@ def rank_of(scores: Tensor, targets: Tensor) -> Tensor:
     return (scores >= scores.gather(1, targets[:, None])).sum(1)
 
 
-def seen_mask(data: SequenceDataset, users: np.ndarray, ends: np.ndarray) -> Tensor:
-    """Booleans [B, N + 1]: items before position `ends` in each user's history."""
+def seen_mask(data: SequenceDataset, split: str, users: np.ndarray) -> Tensor:
+    """Booleans [B, N + 1]: items before the target in each user's history."""
     mask = torch.zeros(len(users), data.num_items + 1, dtype=torch.bool)
-    rows, items = data.before(users, ends)
+    ends = {"validation": data.train_ends, "test": data.test_starts}[split]
+    rows, items = data.before(users, ends[users])
     mask[torch.from_numpy(rows), torch.from_numpy(items.astype(np.int64))] = True
     return mask
 
@@ -143,7 +144,7 @@ def evaluate(
     count = min(candidates, data.num_items)
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
     found = 0
-    users, ends = data.held_out(split)
+    users, _ = data.held_out(split)
     start = 0
     for batch in user_batches(data, split, history, config.history):
         part = slice(start, start + len(batch.targets))
@@ -152,7 +153,7 @@ def evaluate(
         vectors, gates = _vectors_and_gates(system, batch)
         scores = vectors @ system.items.weight.T
         ranks = rank_of(scores, targets)
-        allowed = ~seen_mask(data, users[part], ends[part])
+        allowed = ~seen_mask(data, split, users[part])
         if retriever is not None:
             allowed &= _retrieved(retriever, batch, count)
         # A repeated item is not in the funnel: the device removed it with all it has seen.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from forward_ofa.batches import batches, collate, held_out_sessions, training_sessions
+from forward_ofa.batches import batches, collate, last_item_sessions, training_sessions
 from forward_ofa.config import MethodConfig, TrainingConfig
 from forward_ofa.data import FilterConfig, SequenceDataset, generate_log, prepare
 from forward_ofa.model import ForwardOFA
@@ -208,7 +208,7 @@ def test_an_epoch_meets_every_training_target_once(data: SequenceDataset, target
     assert sorted(met) == sorted(zip(users.tolist(), positions.tolist(), strict=True))
     assert sessions.counts.max() <= targets
     for split, back in (("validation", 2), ("test", 1)):
-        held_out = held_out_sessions(data, split)
+        held_out = last_item_sessions(data, split)
         assert (held_out.starts == data.lengths() - back).all()
         assert not set(zip(held_out.users.tolist(), held_out.starts.tolist(), strict=True)) & set(
             met

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forward_ofa.batches import held_out_sessions, training_sessions
+from forward_ofa.batches import last_item_sessions, training_sessions
 from forward_ofa.data import (
     DataError,
     FilterConfig,
@@ -80,7 +80,7 @@ def test_no_training_target_and_no_history_lies_after_the_cut() -> None:
         ("validation", split.validation_from, split.test_from),
         ("test", split.test_from, np.inf),
     ):
-        held = held_out_sessions(data, part)
+        held = last_item_sessions(data, part)
         assert 10 < len(held) <= data.num_users
         for user, start in zip(*_arrays(held), strict=True):
             assert low <= moments[user][start] < high
