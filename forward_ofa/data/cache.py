@@ -252,4 +252,3 @@ def _sweep(home: Path, used: str) -> None:
     }
     for name in sorted(entries, key=lambda name: -entries[name])[KEPT - 1 :]:
         shutil.rmtree(home / name, ignore_errors=True)
-        (home / f".{name}.lock").unlink(missing_ok=True)

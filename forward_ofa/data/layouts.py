@@ -174,13 +174,13 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _in_order(file: Path) -> tuple[list[tuple[int, int | str]], ...]:
+def _in_order(file: Path) -> list[tuple[int, int | str]]:
     """Sorts numbers by value, and train before valid before test."""
     split = {"train": "0", "valid": "1", "validation": "1", "test": "2"}
     pieces = re.findall(r"\d+|[a-z]+|[^a-z\d]+", str(file).lower())
-    return ([
+    return [
         (0, int(piece)) if piece.isdecimal() else (1, split.get(piece, piece)) for piece in pieces
-    ],)  # fmt: skip
+    ]
 
 
 def _columns(file: Path, names: ColumnNames) -> tuple[str, ...]:

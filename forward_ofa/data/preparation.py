@@ -166,7 +166,7 @@ class _Filtered:
 
     def _choose(self) -> BoolArray:
         """Settles which users stay, tells what was dropped, and returns which items are left."""
-        log, short, repeats, rare = self._log, 0, 0, 0
+        log, short, repeats, passed = self._log, 0, 0, 0
         seen = np.zeros(len(log.item_ids), np.bool_)
         users = np.zeros(len(self._users), np.bool_)
         left = 0
@@ -177,12 +177,13 @@ class _Filtered:
             users[kept.first : kept.last] = enough
             short += int(((kept.lengths > 0) & ~enough).sum())
             repeats += kept.repeats
-            rare -= int(kept.lengths.sum()) + kept.repeats
+            passed += int(kept.lengths.sum()) + kept.repeats
             seen[kept.items[np.repeat(enough, kept.lengths)]] = True
             left += int(kept.lengths[enough].sum())
         self._users = users
         notes = self._notes
-        _note_drop(notes, len(self._rows.items) + rare, "interactions of too rare users or items")
+        rare = len(self._rows.items) - passed
+        _note_drop(notes, rare, "interactions of too rare users or items")
         _note_drop(notes, repeats, "repeats of the item directly before")
         least = f"{MIN_SEQUENCE} interactions left"
         if self._split.by == "time":
