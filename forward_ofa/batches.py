@@ -17,9 +17,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from forward_ofa.data.log import forget
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.data.shuffle import shuffled
 from forward_ofa.model import Batch
+
+_FORGET_EVERY = 8
+"""Batches after which the pages of a mapped log are let go: each touches hundreds."""
 
 
 @dataclass(frozen=True)
@@ -136,5 +140,7 @@ def batches(
     rng: np.random.Generator | None = None,
 ) -> Iterator[Batch]:
     """Batches of `size` sessions, shuffled (see `data.shuffle`) if `rng` is given."""
-    for rows in shuffled(len(sessions), size, rng):
+    for number, rows in enumerate(shuffled(len(sessions), size, rng)):
         yield collate(data, sessions.take(rows), history, window)
+        if number % _FORGET_EVERY == 0:
+            forget(data.items)

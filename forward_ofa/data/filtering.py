@@ -78,7 +78,7 @@ def default_filter(log: InteractionLog) -> FilterConfig:
         _, items = survivors(log.offsets, log.items, len(log.item_ids), PAPER_FILTER)
         left = np.concatenate([
             sums(items[log.items[log.offsets[a] : log.offsets[b]]], np.diff(log.offsets[a : b + 1]))
-            for a, b in user_ranges(log.offsets)
+            for a, b in user_ranges(log.offsets, log.items)
         ])  # fmt: skip
         if int(left.sum()) >= _PAPER_SHARE * len(log) and int(left.min()) >= MIN_SEQUENCE:
             return PAPER_FILTER
@@ -133,7 +133,7 @@ def survivors(
     item_ok = np.ones(num_items, np.bool_)
     while True:
         user_count, item_count = np.zeros(len(user_ok), np.int64), np.zeros(num_items, np.int64)
-        for first, last in user_ranges(offsets):
+        for first, last in user_ranges(offsets, items):
             rows = items[offsets[first] : offsets[last]]
             keep = item_ok[rows]
             lengths = np.diff(offsets[first : last + 1])
@@ -206,7 +206,7 @@ def _mix(values: HashArray) -> HashArray:
 def explain_empty(log: InteractionLog, config: FilterConfig, users_left: int) -> DataError:
     """The error for a filter that leaves fewer than two users or two items: what to lower."""
     user_count, item_count = np.diff(log.offsets), np.zeros(len(log.item_ids), np.int64)
-    for first, last in user_ranges(log.offsets):
+    for first, last in user_ranges(log.offsets, log.items):
         rows = log.items[log.offsets[first] : log.offsets[last]]
         item_count += np.bincount(rows, minlength=len(item_count))
     enough_users = int((user_count >= max(config.min_user, MIN_SEQUENCE)).sum())

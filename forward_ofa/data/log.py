@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,13 +68,30 @@ class InteractionLog:
     def _rows(self) -> Iterator[tuple[int, int]]:
         for start in range(0, len(self), ROWS_AT_ONCE):
             yield start, start + ROWS_AT_ONCE
+            forget(self.items)
 
 
-def user_ranges(offsets: LongArray, rows: int | None = None) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of consecutive users with about `rows` rows together, one at least."""
-    limit, users, first = rows or ROWS_AT_ONCE, len(offsets) - 1, 0
+def user_ranges(offsets: LongArray, *rows: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of consecutive users with about ROWS_AT_ONCE rows together, one at least.
+
+    rows: arrays that are read on the way; what of them is mapped leaves memory after each range.
+    """
+    users, first = len(offsets) - 1, 0
     while first < users:
-        last = int(np.searchsorted(offsets, offsets[first] + limit, side="right")) - 1
+        last = int(np.searchsorted(offsets, offsets[first] + ROWS_AT_ONCE, side="right")) - 1
         last = min(max(last, first + 1), users)
         yield first, last
+        forget(*rows)
         first = last
+
+
+def forget(*arrays: NDArray[Any]) -> None:
+    """Lets go of the pages of memory-mapped arrays that were read; others are left alone.
+
+    They stay in the kernel's cache, but no longer count as this process's memory, which would
+    otherwise grow to the size of all files that it passes over.
+    """
+    for array in arrays:
+        mapped = getattr(array, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)

@@ -92,7 +92,7 @@ def _ordered(
     lengths = np.diff(log.offsets)
     cuts = [np.zeros(len(lengths), np.int64) for _ in range(2)]
     item_hash = id_hashes(log.item_ids) if config.ties == "hash" else None
-    for first, last in user_ranges(log.offsets):
+    for first, last in user_ranges(log.offsets, log.items, log.timestamps):
         rows = slice(log.offsets[first], log.offsets[last])
         what, when = log.items[rows], log.timestamps[rows]
         users = np.repeat(np.arange(last - first), lengths[first:last])
@@ -199,7 +199,7 @@ class _Filtered:
 
     def _ranges(self) -> Iterator[_Kept]:
         rows = self._rows
-        for first, last in user_ranges(rows.offsets):
+        for first, last in user_ranges(rows.offsets, rows.items):
             lengths = np.diff(rows.offsets[first : last + 1])
             items = rows.items[rows.offsets[first] : rows.offsets[last]]
             keep = self._items[items] & np.repeat(self._users[first:last], lengths)

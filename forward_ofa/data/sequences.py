@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forward_ofa.data.filtering import FilterConfig, positions
-from forward_ofa.data.log import IntArray, LongArray, user_ranges
+from forward_ofa.data.log import ROWS_AT_ONCE, IntArray, LongArray, forget, user_ranges
 from forward_ofa.data.splitting import Split
 
 PADDING = 0
@@ -143,7 +143,7 @@ class SequenceDataset:
     def popularity(self) -> LongArray:
         """int64 [I + 1]: how often each item is a training target; entry 0 (padding) is 0."""
         counts = np.zeros(self.num_items + 1, np.int64)
-        for first, last in user_ranges(self.offsets):
+        for first, last in user_ranges(self.offsets, self.items):
             lengths = np.diff(self.offsets[first : last + 1])
             place = positions(lengths)
             target = (place > 0) & (place < np.repeat(self.train_ends[first:last], lengths))
@@ -166,7 +166,11 @@ class SequenceDataset:
                 digest.update(text)
             digest.update(end)
         digest.update(np.ascontiguousarray(self.offsets, "<i8").data)
-        digest.update(np.ascontiguousarray(self.items, "<i4").data)
+        for start in range(0, len(self.items), ROWS_AT_ONCE):
+            digest.update(
+                np.ascontiguousarray(self.items[start : start + ROWS_AT_ONCE], "<i4").data
+            )
+            forget(self.items)
         if self.split.by == "time":
             digest.update(np.ascontiguousarray(self.train_ends, "<i4").data)
             digest.update(np.ascontiguousarray(self.test_starts, "<i4").data)

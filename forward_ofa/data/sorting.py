@@ -18,7 +18,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from forward_ofa.data.log import ROWS_AT_ONCE, DataError, IntArray, InteractionLog, LongArray
+from forward_ofa.data.log import (
+    ROWS_AT_ONCE,
+    DataError,
+    IntArray,
+    InteractionLog,
+    LongArray,
+    forget,
+)
 from forward_ofa.data.workspace import IdColumn, IdTable, Workspace
 
 _MICROS = 1_000_000
@@ -191,6 +198,8 @@ class LogSorter:
             items.append(rank[np.concatenate([piece[2] for piece in part])[order]])
             times.append(moments[order])
             total += len(codes)
+            for run in self._runs:
+                forget(run.offsets, run.items, run.times, run.users.offsets, run.users.blob)
         return ids.finish(), offsets.finish(), items.finish(), times.finish()
 
     def _boundaries(self) -> list[str]:

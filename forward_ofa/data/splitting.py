@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from forward_ofa.data.log import ROWS_AT_ONCE, DataError, InteractionLog, LongArray
+from forward_ofa.data.log import ROWS_AT_ONCE, DataError, InteractionLog, LongArray, forget
 
 _BINS = 1 << 16
 _UNITS = ((1e11, 1), (1e14, 1_000), (1e17, 1_000_000), (math.inf, 1_000_000_000))
@@ -136,6 +136,7 @@ def _told(time: int) -> str:
 def _pieces(values: LongArray) -> Iterator[LongArray]:
     for start in range(0, len(values), ROWS_AT_ONCE):
         yield values[start : start + ROWS_AT_ONCE]
+        forget(values)
 
 
 def _range(times: LongArray) -> tuple[int, int]:
