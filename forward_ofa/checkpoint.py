@@ -108,6 +108,15 @@ def load_checkpoint(
     return _under(tensors, "best."), progress
 
 
+def epochs_done(path: Path) -> int:
+    """Epochs that a checkpoint has behind it; 0 for none, or for one that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return len(json.loads((file.metadata() or {})["progress"])["records"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return 0
+
+
 def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():

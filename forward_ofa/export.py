@@ -67,7 +67,7 @@ def export_version(run: Run, data: SequenceDataset, staging: Path) -> str:
             "shards": len(shards),
             "data": run.data_card,
             "protocol": run.report["protocol"],
-            "metrics": run.report["systems"]["forward-ofa"],
+            "metrics": run.report["systems"][run.config.system],
         },
     )
     return version

@@ -95,7 +95,7 @@ def train(
         config = configured(recipe, backbone, prepared.num_interactions)
     config = overridden(
         config,
-        forward_ofa={"epochs": epochs, "learning_rate": learning_rate, "seed": seed},
+        training={"epochs": epochs, "learning_rate": learning_rate, "seed": seed},
         device_rec={"epochs": device_rec_epochs, "learning_rate": learning_rate, "seed": seed},
         foundation={"epochs": foundation_epochs, "seed": seed},
         method={
@@ -185,7 +185,7 @@ Given = Mapping[str, int | float | None]
 def overridden(
     config: RunConfig,
     *,
-    forward_ofa: Given,
+    training: Given,
     device_rec: Given,
     foundation: Given,
     method: Given,
@@ -206,7 +206,7 @@ def overridden(
         return replace(
             config,
             foundation=first,
-            forward_ofa=replace(config.forward_ofa, **chosen(forward_ofa)),
+            training=replace(config.training, **chosen(training)),
             device_rec=replace(config.device_rec, **chosen(device_rec)),
             method=replace(
                 config.method,

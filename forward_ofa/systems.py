@@ -1,0 +1,232 @@
+"""Every system by name: what it is, which stages train it, how it comes back from a run's folder.
+
+A run is one system. It is trained in stages, each a `Task` that `training.fit` runs: the
+foundation if the recipe has one, DeviceRec if the system starts from it or is compared with it,
+then the system's own. To add a system: a file with its module (`ranking.RankingSystem`), its
+options (`config.Options`) and its task (`tasks.NetworkTask`), and one entry in `SYSTEMS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, get_type_hints
+
+from torch import nn
+
+from forward_ofa.ablations import ControllerOnly, MapperOnly, WithoutStructuralVector
+from forward_ofa.baselines.device_rec import DeviceRec
+from forward_ofa.config import Options, RunConfig
+from forward_ofa.data.sequences import SequenceDataset
+from forward_ofa.foundation import Foundation
+from forward_ofa.model import ForwardOFA
+from forward_ofa.ranking import RankingSystem
+from forward_ofa.tasks import (
+    ControllerOnlyTask,
+    DeviceRecTask,
+    ForwardOFATask,
+    FoundationTask,
+    Task,
+)
+
+FOUNDATION = "foundation"
+DEVICE_REC = "device-rec"
+FORWARD_OFA = "forward-ofa"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may start from. trained: the stages before it, by name, trained."""
+
+    data: SequenceDataset
+    config: RunConfig
+    trained: Mapping[str, nn.Module]
+
+    @property
+    def foundation(self) -> Foundation | None:
+        """None: the recipe has none."""
+        found = self.trained.get(FOUNDATION)
+        assert found is None or isinstance(found, Foundation)
+        return found
+
+    @property
+    def device_rec(self) -> DeviceRec:
+        """Only for a system that `needs_device_rec`."""
+        found = self.trained[DEVICE_REC]
+        assert isinstance(found, DeviceRec)
+        return found
+
+    @property
+    def warm_start(self) -> DeviceRec | None:
+        """The trained DeviceRec, if generated networks are to start from it."""
+        return self.device_rec if self.config.warm_start else None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """name: of its files and records. task: made when the stages before it are trained."""
+
+    name: str
+    task: Callable[[Context], Task[Any]]
+
+
+def _same(config: RunConfig) -> RunConfig:
+    return config
+
+
+def _as_device_rec(config: RunConfig) -> RunConfig:
+    """A recipe for a system that is trained as DeviceRec is: a recipe's last stage is made for
+    generated networks, and starts from a trained DeviceRec."""
+    return replace(config, training=config.device_rec, warm_start=False)
+
+
+def _without_compact_loss(config: RunConfig) -> RunConfig:
+    method = replace(config.method, compact_weight=0.0, cut_probability=0.0)
+    return replace(config, method=method)
+
+
+@dataclass(frozen=True)
+class System:
+    """One system of the paper.
+
+    name: of `--system` and of files. title: as tables have it. about: one line.
+    task: its own last stage. build: the same module untrained, to load weights into.
+    before: own stages before that one. options: the class of its settings, if it has any.
+    needs_device_rec: DeviceRec is trained first, whatever the recipe says.
+    generated: it has a part of Forward-OFA, so `MethodConfig` beyond the backbone is for it.
+    adapt: turns a recipe made for Forward-OFA into one for this system.
+    """
+
+    name: str
+    title: str
+    about: str
+    task: Callable[[Context], Task[Any]]
+    build: Callable[[RunConfig, int], RankingSystem]
+    before: tuple[Stage, ...] = ()
+    options: type[Options] | None = None
+    needs_device_rec: bool = False
+    generated: bool = False
+    adapt: Callable[[RunConfig], RunConfig] = _as_device_rec
+
+    def stages(self, config: RunConfig) -> list[Stage]:
+        """What is trained, in order; the last is the system itself."""
+        found = [] if config.foundation is None else [Stage(FOUNDATION, _foundation)]
+        base = self.needs_device_rec or config.compare or config.warm_start
+        if base and self.name != DEVICE_REC:
+            found.append(Stage(DEVICE_REC, _device_rec))
+        return [*found, *self.before, Stage(self.name, self.task)]
+
+
+def _foundation(context: Context) -> FoundationTask:
+    method, foundation = context.config.method, context.config.foundation
+    assert foundation is not None
+    hidden = method.backbone.hidden
+    return FoundationTask(context.data, foundation, hidden, method.extractor_history)
+
+
+def _device_rec(context: Context) -> DeviceRecTask:
+    config = context.config
+    return DeviceRecTask(context.data, config.method, config.device_rec, context.foundation)
+
+
+def _build_device_rec(config: RunConfig, items: int) -> DeviceRec:
+    return DeviceRec(items, config.method.backbone, config.method.dropout)
+
+
+def _generated(
+    name: str, title: str, about: str, kind: type[ForwardOFA],
+    adapt: Callable[[RunConfig], RunConfig] = _same,
+) -> System:  # fmt: skip
+    """Forward-OFA, or what is trained as it is."""
+
+    def task(context: Context) -> ForwardOFATask:
+        config = context.config
+        return ForwardOFATask(
+            context.data, config.method, config.training, context.warm_start, context.foundation,
+            kind, title,
+        )  # fmt: skip
+
+    return System(
+        name, title, about, task, lambda config, items: kind(items, config.method),
+        generated=True, adapt=adapt,
+    )  # fmt: skip
+
+
+def _controller_only(context: Context) -> ControllerOnlyTask:
+    config = context.config
+    return ControllerOnlyTask(
+        context.data, config.method, config.training, context.warm_start, context.foundation
+    )
+
+
+_ALL = (
+    _generated(
+        FORWARD_OFA, "Forward-OFA", "a network for each device, in structure and parameters",
+        ForwardOFA,
+    ),
+    System(
+        DEVICE_REC, "DeviceRec", "one dense network for all devices",
+        _device_rec, _build_device_rec,
+    ),
+    _generated(
+        "duet", "DUET", "parameters for each device from its behaviour, all blocks kept",
+        MapperOnly, _without_compact_loss,
+    ),
+    _generated(
+        "plus-mapper", "+mapper", "ablation: no structure controller; the same system as duet",
+        MapperOnly, _without_compact_loss,
+    ),
+    System(
+        "plus-controller", "+controller", "ablation: a path for each device through shared blocks",
+        _controller_only, lambda config, items: ControllerOnly(items, config.method),
+        generated=True, adapt=_same,
+    ),
+    _generated(
+        "no-structural-vector", "w.o. structural vector",
+        "ablation: Forward-OFA whose parameters do not know the structure",
+        WithoutStructuralVector,
+    ),
+)  # fmt: skip
+SYSTEMS: dict[str, System] = {system.name: system for system in _ALL}
+
+
+def system_named(name: str) -> System:
+    """Raises ValueError for an unknown name; the message lists those that there are."""
+    if name not in SYSTEMS:
+        raise ValueError(f"unknown system {name!r}: there are {', '.join(SYSTEMS)}")
+    return SYSTEMS[name]
+
+
+def options_of(system: System, raw: Mapping[str, Any]) -> Options | None:
+    """A system's options with these values, as JSON or text has them; None if it has none.
+
+    Raises ValueError for an unknown name or a value that is not of the field's type or range.
+    """
+    if system.options is None:
+        if raw:
+            raise ValueError(f"system {system.name} has no options of its own")
+        return None
+    hints = get_type_hints(system.options)
+    known = {field.name for field in dataclasses.fields(system.options)}
+    for name in raw:
+        if name not in known:
+            raise ValueError(
+                f"system {system.name} has no option {name!r}: there are {', '.join(sorted(known))}"
+            )
+    return system.options(**{name: _typed(name, value, hints[name]) for name, value in raw.items()})
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """`value`, from JSON or the command line, as a field of this type has it."""
+    origin = getattr(hint, "__origin__", hint)
+    try:
+        if origin is tuple:
+            parts = value.split(",") if isinstance(value, str) else value
+            return tuple(_typed(name, part, hint.__args__[0]) for part in parts)
+        if origin is bool and isinstance(value, str):
+            return {"true": True, "false": False}[value.lower()]
+        return value if isinstance(value, origin) else origin(value)
+    except (KeyError, TypeError, ValueError):
+        kind = getattr(origin, "__name__", str(origin))
+        raise ValueError(f"option {name}: {value!r} is no {kind}") from None
