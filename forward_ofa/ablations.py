@@ -16,8 +16,6 @@ chosen: E' sees the controller's own logits, since the paper changes "which bloc
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
@@ -33,7 +31,7 @@ from forward_ofa.structure_controller import (
     draw_structure,
 )
 
-Blocks = Literal["random", "first", "last"]
+BLOCKS = ("random", "first", "last")
 
 
 class MapperOnly(ForwardOFA):
@@ -117,10 +115,10 @@ class ReplacedBlocks(RankingSystem):
     Raises ValueError for another word.
     """
 
-    def __init__(self, trained: ForwardOFA, blocks: Blocks, seed: int = 0) -> None:
+    def __init__(self, trained: ForwardOFA, blocks: str, seed: int = 0) -> None:
         super().__init__()
-        if blocks not in get_args(Blocks):
-            raise ValueError(f"blocks is {blocks!r}: use {', '.join(get_args(Blocks))}")
+        if blocks not in BLOCKS:
+            raise ValueError(f"blocks is {blocks!r}: use {', '.join(BLOCKS)}")
         self.trained = trained
         self.items, self.backbone, self.ops = trained.items, trained.backbone, trained.ops
         self.blocks = blocks

@@ -24,6 +24,7 @@ from forward_ofa.baselines.device_rec import DeviceRec
 from forward_ofa.checkpoint import CheckpointError, write_atomically
 from forward_ofa.config import FoundationConfig, MethodConfig, RunConfig, TrainingConfig
 from forward_ofa.data.sequences import SequenceDataset
+from forward_ofa.devices import make_repeatable
 from forward_ofa.model import ForwardOFA
 from forward_ofa.ranking import RankingSystem
 from forward_ofa.report import describe
@@ -85,6 +86,7 @@ def train_run(
     changed then), and what `training.fit` raises.
     """
     started = time.monotonic()
+    make_repeatable(device)
     card = data_card(data)
     system = system_named(config.system)
     _prepare_folder(folder, config, card, resume)

@@ -11,8 +11,9 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -20,7 +21,14 @@ from torch import nn
 from forward_ofa.checkpoint import epochs_done, save_tensors, write_atomically
 from forward_ofa.systems import DEVICE_REC, FOUNDATION, Context, Stage
 from forward_ofa.tasks import Task
-from forward_ofa.training import Progress, fit, fit_seconds, run_identity
+from forward_ofa.training import (
+    Outcome,
+    Progress,
+    TrainingError,
+    fit,
+    fit_seconds,
+    run_identity,
+)
 
 STAGES_FILE = "stages.json"
 
@@ -52,7 +60,7 @@ class Stages:
         source = self._source(stage, identity, base)
         weights, checkpoint = (folder / f"{stage.name}.{end}" for end in _ENDINGS)
         if source is None:
-            outcome = fit(task, progress, checkpoint, self._device)
+            outcome = _fitted(task, progress, checkpoint, self._device)
             save_tensors(weights, task.system.state_dict())
             self._remember(folder, stage.name, identity, outcome.records)
         else:
@@ -78,7 +86,7 @@ class Stages:
                 made = epochs_done(self._folder / f"{stage.name}.checkpoint")
                 share = 1 - min(made, task.config.epochs) / task.config.epochs
         self._identities.append(identity)
-        return task, share * fit_seconds(task, self._device) if share else 0.0
+        return task, share * _whole_seconds(task, self._device) if share else 0.0
 
     def records(self) -> dict[str, Any]:
         """One list a stage, an entry an epoch."""
@@ -121,6 +129,31 @@ class Stages:
     def _remember(self, folder: Path, name: str, identity: str, records: list[Any]) -> None:
         known = {**_known(folder), name: {"identity": identity, "records": records}}
         write_atomically(folder / STAGES_FILE, (json.dumps(known, indent=2) + "\n").encode())
+
+
+def _fitted(task: Task[Any], progress: Progress, checkpoint: Path, device: str) -> Outcome:
+    try:
+        return fit(task, progress, checkpoint, device)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"{task.name} does not fit into the memory of {device}: give a lower --batch-size than "
+            f"{task.config.batch_size}, or --device cpu"
+        ) from error
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A task that takes its time elsewhere than in steps."""
+
+    def seconds(self) -> float:
+        """About how long all its epochs take."""
+
+
+def _whole_seconds(task: Task[Any], device: str) -> float:
+    if isinstance(task, Timed):
+        task.system.to(device)
+        return task.seconds()
+    return fit_seconds(task, device)
 
 
 _ENDINGS = ("safetensors", "checkpoint")

@@ -11,13 +11,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
+import numpy as np
 from torch import nn
 
 from forward_ofa.ablations import ControllerOnly, MapperOnly, WithoutStructuralVector
 from forward_ofa.baselines.device_rec import DeviceRec
+from forward_ofa.baselines.finetune import Finetune, FinetuneOptions, FinetuneTask
 from forward_ofa.config import Options, RunConfig
+from forward_ofa.cost import Costs, block_costs
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.foundation import Foundation
 from forward_ofa.model import ForwardOFA
@@ -29,6 +32,8 @@ from forward_ofa.tasks import (
     FoundationTask,
     Task,
 )
+
+Own = TypeVar("Own", bound=Options)
 
 FOUNDATION = "foundation"
 DEVICE_REC = "device-rec"
@@ -71,6 +76,18 @@ class Stage:
     task: Callable[[Context], Task[Any]]
 
 
+def options_as(config: RunConfig, kind: type[Own]) -> Own:
+    """A run's options as its system's own class; the defaults if the run has none.
+
+    Raises ValueError for those of another system.
+    """
+    if config.options is None:
+        return kind()
+    if not isinstance(config.options, kind):
+        raise ValueError(f"{config.system} takes {kind.__name__}, not {config.options}")
+    return config.options
+
+
 def _same(config: RunConfig) -> RunConfig:
     return config
 
@@ -86,6 +103,12 @@ def _without_compact_loss(config: RunConfig) -> RunConfig:
     return replace(config, method=method)
 
 
+def _dense_costs(config: RunConfig) -> Costs:
+    """All blocks, dense."""
+    backbone = config.method.backbone
+    return block_costs(backbone, np.array([backbone.blocks]))
+
+
 @dataclass(frozen=True)
 class System:
     """One system of the paper.
@@ -96,6 +119,8 @@ class System:
     needs_device_rec: DeviceRec is trained first, whatever the recipe says.
     generated: it has a part of Forward-OFA, so `MethodConfig` beyond the backbone is for it.
     adapt: turns a recipe made for Forward-OFA into one for this system.
+    costs: of one device's network ([1] arrays) by its settings alone; the dearest that there can
+        be, where devices have different ones.
     """
 
     name: str
@@ -108,6 +133,7 @@ class System:
     needs_device_rec: bool = False
     generated: bool = False
     adapt: Callable[[RunConfig], RunConfig] = _as_device_rec
+    costs: Callable[[RunConfig], Costs] = _dense_costs
 
     def stages(self, config: RunConfig) -> list[Stage]:
         """What is trained, in order; the last is the system itself."""
@@ -160,6 +186,18 @@ def _controller_only(context: Context) -> ControllerOnlyTask:
     )
 
 
+def _finetune(context: Context) -> FinetuneTask:
+    config = context.config
+    return FinetuneTask(
+        context.data, config.method, config.training, context.device_rec,
+        options_as(config, FinetuneOptions),
+    )  # fmt: skip
+
+
+def _build_finetune(config: RunConfig, items: int) -> Finetune:
+    return Finetune(items, config.method, options_as(config, FinetuneOptions))
+
+
 _ALL = (
     _generated(
         FORWARD_OFA, "Forward-OFA", "a network for each device, in structure and parameters",
@@ -168,6 +206,10 @@ _ALL = (
     System(
         DEVICE_REC, "DeviceRec", "one dense network for all devices",
         _device_rec, _build_device_rec,
+    ),
+    System(
+        "finetune", "Finetune", "DeviceRec, tuned by each device on its own history",
+        _finetune, _build_finetune, options=FinetuneOptions, needs_device_rec=True,
     ),
     _generated(
         "duet", "DUET", "parameters for each device from its behaviour, all blocks kept",

@@ -103,8 +103,8 @@ class TrainingProgress:
 
     def epoch(self, record: dict[str, Any]) -> None:
         hit = f"  Hit@10 {record['hit@10']:.4f}" if "hit@10" in record else ""
-        generated = self._stage == "Forward-OFA"
-        kept = f"  {record['mean_kept_blocks']:.2f} blocks" if generated else ""
+        chosen = "mean_kept_blocks" in record and self._stage != "DeviceRec"
+        kept = f"  {record['mean_kept_blocks']:.2f} blocks" if chosen else ""
         best = "  [green]best so far[/]" if record["best"] else ""
         self._out.print(
             f"  {self._stage} epoch {record['epoch']}  {duration(record['seconds'])}  "
