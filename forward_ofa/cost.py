@@ -118,6 +118,7 @@ def block_costs(config: BackboneConfig, kept: NDArray[Any]) -> Costs:
     none, one = network_cost(config, 0), network_cost(config, 1)
     kept = kept.astype(np.float64)
     backbone = build(config)
+    counted = backbone.fixed_parameters()
     shared = sum(spec.size for spec in backbone.shared_parameters())
     block = sum(spec.size for spec in backbone.block_parameters())
 
@@ -127,7 +128,7 @@ def block_costs(config: BackboneConfig, kept: NDArray[Any]) -> Costs:
     return Costs(
         line(none.flops.paper, one.flops.paper),
         line(none.flops.true, one.flops.true),
-        line(none.parameter_mbit, one.parameter_mbit) * 1e6,
+        line(counted, counted + block) * FLOAT32_BITS,
         line(shared, shared + block) * FLOAT32_BITS,
         {e: line(0, one.payload_bytes[e]) for e in ENCODINGS},
     )
@@ -231,8 +232,8 @@ def cost_table(config: BackboneConfig, extractor_history: int) -> dict[str, Any]
             _network_json(network_cost(config, kept)) for kept in range(config.blocks + 1)
         ],
         "full_network": _network_json(network_cost(config, config.blocks)),
-        "forward_device": _module_json(device),
-        "forward_cloud": _module_json(cloud),
+        "forward_device": module_json(device),
+        "forward_cloud": module_json(cloud),
     }
 
 
@@ -248,7 +249,8 @@ def _network_json(cost: NetworkCost) -> dict[str, Any]:
     }
 
 
-def _module_json(cost: ModuleCost) -> dict[str, Any]:
+def module_json(cost: ModuleCost) -> dict[str, Any]:
+    """A module's cost under stable keys."""
     return {
         "parameters": cost.parameters,
         "mparameters": round(cost.parameters / 1e6, 4),

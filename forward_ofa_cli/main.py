@@ -17,6 +17,7 @@ from forward_ofa_cli import (
     evaluate,
     publish,
     serve,
+    systems,
     token,
     train,
     versions,
@@ -60,8 +61,9 @@ app = typer.Typer(
     help=f"""A recommendation network made for each phone, in structure and parameters, in one
 forward pass of the cloud and with no training on the phone.
 
-In the order in which one uses them: **demo** shows everything; **train**, **evaluate**,
-**publish**, **versions**, **serve**, **token**, **device**; **cost** is the accounting.
+In the order in which one uses them: **demo** shows everything; **systems**, **train**,
+**evaluate**, **publish**, **versions**, **serve**, **token**, **device**; **cost** is the
+accounting.
 
 **Exit codes**
 
@@ -88,6 +90,7 @@ _PASS_ON: dict[str, Any] = {
 
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("systems")(systems.systems)
 app.command("evaluate")(evaluate.evaluate)
 app.command("publish")(publish.publish)
 app.add_typer(versions.app, name="versions")
