@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -120,9 +119,7 @@ class Stages:
             raise StageError(f"{path} is damaged ({error}). Train that run again.") from error
         task.system.to(self._device)
         if source != self._folder:
-            temporary = weights.with_name(weights.name + ".writing")
-            shutil.copyfile(path, temporary)
-            temporary.replace(weights)
+            write_atomically(weights, path.read_bytes())
             known = _known(source)[stage.name]
             self._remember(weights.parent, stage.name, known["identity"], known["records"])
 
