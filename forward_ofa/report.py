@@ -65,30 +65,42 @@ def protocol(data: SequenceDataset, config: RunConfig) -> list[str]:
         "loss: full softmax cross-entropy on the next item, and what the system adds to it",
         _foundation_line(config),
     ]
-    if system.generated:
-        lines += _generated_lines(config)
+    lines += _method_lines(config, system.reads)
     if config.options is not None:
-        values = ", ".join(f"{name} {value}" for name, value in vars(config.options).items())
+        values = ", ".join(
+            f"{name} {_plain(value)}" for name, value in vars(config.options).items()
+        )
         lines.append(f"{system.title}: {values}")
-    start = ", started from the trained DeviceRec" if config.warm_start else ""
-    lines.append(f"{system.title}: {_training(config.training)}{start}")
+    if system.own_steps:
+        start = ", started from the trained DeviceRec" if config.warm_start else ""
+        lines.append(f"{system.title}: {_training(config.training)}{start}")
     if config.system != DEVICE_REC and any(s.name == DEVICE_REC for s in system.stages(config)):
         lines.append(f"DeviceRec: {_training(config.device_rec)}")
     return lines
 
 
-def _generated_lines(config: RunConfig) -> list[str]:
+def _method_lines(config: RunConfig, reads: tuple[str, ...]) -> list[str]:
     """What only systems with a structure or generated parameters have."""
     method = config.method
-    return [
-        f"extractors: the last {method.extractor_history} items, at each refresh, not at each "
-        "ranking",
-        f"funnel: {config.candidates} candidates from h, seen ones removed on the device; "
-        f"{method.retrieval_weight:g} times the loss of the cloud's query",
-        f"structure: lambda {method.compact_weight:g} (grown over {method.compact_warmup:.0%}), "
-        f"tau {method.temperature:g}, first logit {method.keep_bias:g}, spread {method.spread:g}, "
-        f"budget cuts drawn for {method.cut_probability:g} of devices",
-    ]
+    lines = []
+    if "extractor_history" in reads:
+        lines.append(
+            f"extractors: the last {method.extractor_history} items, at each refresh, not at each "
+            "ranking"
+        )
+    if "retrieval_weight" in reads:
+        lines.append(
+            f"funnel: {config.candidates} candidates from h, seen ones removed on the device; "
+            f"{method.retrieval_weight:g} times the loss of the cloud's query; generated matrices "
+            f"spread by {method.spread:g} at first"
+        )
+    if "compact_weight" in reads:
+        lines.append(
+            f"structure: lambda {method.compact_weight:g}, grown over {method.compact_warmup:.0%}; "
+            f"tau {method.temperature:g}, first logit {method.keep_bias:g}, budget cuts drawn for "
+            f"{method.cut_probability:g} of devices"
+        )
+    return lines
 
 
 def _training(config: TrainingConfig) -> str:
@@ -97,6 +109,10 @@ def _training(config: TrainingConfig) -> str:
         f"{_count(config.targets_per_network, 'target')} a network, "
         f"learning rate {config.learning_rate:g}, seed {config.seed}"
     )
+
+
+def _plain(value: Any) -> str:
+    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _count(number: int, what: str) -> str:

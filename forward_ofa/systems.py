@@ -8,10 +8,9 @@ options (`config.Options`) and its task (`tasks.NetworkTask`), and one entry in 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -24,6 +23,7 @@ from forward_ofa.cost import Costs, block_costs
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.foundation import Foundation
 from forward_ofa.model import ForwardOFA
+from forward_ofa.options import options_as, read_options
 from forward_ofa.ranking import RankingSystem
 from forward_ofa.tasks import (
     ControllerOnlyTask,
@@ -33,11 +33,15 @@ from forward_ofa.tasks import (
     Task,
 )
 
-Own = TypeVar("Own", bound=Options)
-
 FOUNDATION = "foundation"
 DEVICE_REC = "device-rec"
 FORWARD_OFA = "forward-ofa"
+
+_STRUCTURE = (
+    "extractor_history", "temperature", "compact_weight", "compact_warmup", "keep_bias",
+    "cut_probability",
+)  # fmt: skip
+_MAPPER = ("extractor_history", "spread", "retrieval_weight")
 
 
 @dataclass(frozen=True)
@@ -76,18 +80,6 @@ class Stage:
     task: Callable[[Context], Task[Any]]
 
 
-def options_as(config: RunConfig, kind: type[Own]) -> Own:
-    """A run's options as its system's own class; the defaults if the run has none.
-
-    Raises ValueError for those of another system.
-    """
-    if config.options is None:
-        return kind()
-    if not isinstance(config.options, kind):
-        raise ValueError(f"{config.system} takes {kind.__name__}, not {config.options}")
-    return config.options
-
-
 def _same(config: RunConfig) -> RunConfig:
     return config
 
@@ -117,7 +109,8 @@ class System:
     task: its own last stage. build: the same module untrained, to load weights into.
     before: own stages before that one. options: the class of its settings, if it has any.
     needs_device_rec: DeviceRec is trained first, whatever the recipe says.
-    generated: it has a part of Forward-OFA, so `MethodConfig` beyond the backbone is for it.
+    reads: what of `MethodConfig`, backbone and dropout apart, it reads.
+    own_steps: it is trained in steps; else all that it reads of `RunConfig.training` is the seed.
     adapt: turns a recipe made for Forward-OFA into one for this system.
     costs: of one device's network ([1] arrays) by its settings alone; the dearest that there can
         be, where devices have different ones.
@@ -131,7 +124,8 @@ class System:
     before: tuple[Stage, ...] = ()
     options: type[Options] | None = None
     needs_device_rec: bool = False
-    generated: bool = False
+    reads: tuple[str, ...] = ()
+    own_steps: bool = True
     adapt: Callable[[RunConfig], RunConfig] = _as_device_rec
     costs: Callable[[RunConfig], Costs] = _dense_costs
 
@@ -162,7 +156,7 @@ def _build_device_rec(config: RunConfig, items: int) -> DeviceRec:
 
 def _generated(
     name: str, title: str, about: str, kind: type[ForwardOFA],
-    adapt: Callable[[RunConfig], RunConfig] = _same,
+    reads: tuple[str, ...], adapt: Callable[[RunConfig], RunConfig] = _same,
 ) -> System:  # fmt: skip
     """Forward-OFA, or what is trained as it is."""
 
@@ -175,7 +169,7 @@ def _generated(
 
     return System(
         name, title, about, task, lambda config, items: kind(items, config.method),
-        generated=True, adapt=adapt,
+        reads=reads, adapt=adapt,
     )  # fmt: skip
 
 
@@ -201,7 +195,7 @@ def _build_finetune(config: RunConfig, items: int) -> Finetune:
 _ALL = (
     _generated(
         FORWARD_OFA, "Forward-OFA", "a network for each device, in structure and parameters",
-        ForwardOFA,
+        ForwardOFA, (*_STRUCTURE, *_MAPPER),
     ),
     System(
         DEVICE_REC, "DeviceRec", "one dense network for all devices",
@@ -210,24 +204,25 @@ _ALL = (
     System(
         "finetune", "Finetune", "DeviceRec, tuned by each device on its own history",
         _finetune, _build_finetune, options=FinetuneOptions, needs_device_rec=True,
+        own_steps=False,
     ),
     _generated(
         "duet", "DUET", "parameters for each device from its behaviour, all blocks kept",
-        MapperOnly, _without_compact_loss,
+        MapperOnly, _MAPPER, _without_compact_loss,
     ),
     _generated(
         "plus-mapper", "+mapper", "ablation: no structure controller; the same system as duet",
-        MapperOnly, _without_compact_loss,
+        MapperOnly, _MAPPER, _without_compact_loss,
     ),
     System(
         "plus-controller", "+controller", "ablation: a path for each device through shared blocks",
         _controller_only, lambda config, items: ControllerOnly(items, config.method),
-        generated=True, adapt=_same,
+        reads=_STRUCTURE, adapt=_same,
     ),
     _generated(
         "no-structural-vector", "w.o. structural vector",
         "ablation: Forward-OFA whose parameters do not know the structure",
-        WithoutStructuralVector,
+        WithoutStructuralVector, (*_STRUCTURE, *_MAPPER),
     ),
 )  # fmt: skip
 SYSTEMS: dict[str, System] = {system.name: system for system in _ALL}
@@ -245,30 +240,8 @@ def options_of(system: System, raw: Mapping[str, Any]) -> Options | None:
 
     Raises ValueError for an unknown name or a value that is not of the field's type or range.
     """
-    if system.options is None:
-        if raw:
-            raise ValueError(f"system {system.name} has no options of its own")
-        return None
-    hints = get_type_hints(system.options)
-    known = {field.name for field in dataclasses.fields(system.options)}
-    for name in raw:
-        if name not in known:
-            raise ValueError(
-                f"system {system.name} has no option {name!r}: there are {', '.join(sorted(known))}"
-            )
-    return system.options(**{name: _typed(name, value, hints[name]) for name, value in raw.items()})
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """`value`, from JSON or the command line, as a field of this type has it."""
-    origin = getattr(hint, "__origin__", hint)
-    try:
-        if origin is tuple:
-            parts = value.split(",") if isinstance(value, str) else value
-            return tuple(_typed(name, part, hint.__args__[0]) for part in parts)
-        if origin is bool and isinstance(value, str):
-            return {"true": True, "false": False}[value.lower()]
-        return value if isinstance(value, origin) else origin(value)
-    except (KeyError, TypeError, ValueError):
-        kind = getattr(origin, "__name__", str(origin))
-        raise ValueError(f"option {name}: {value!r} is no {kind}") from None
+    if system.options is not None:
+        return read_options(system.options, raw)
+    if raw:
+        raise ValueError(f"system {system.name} has no options of its own")
+    return None

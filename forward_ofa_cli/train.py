@@ -224,6 +224,8 @@ def train_and_tell(
 
     for line in protocol(data, config):
         note(out, line)
+    if base is not None:
+        note(out, f"foundation and DeviceRec: those of the run in {base}")
     begun = folder if resume else None
     seconds = estimate_seconds(data, config, begun, base, device)
     where = "this machine" if device == "cpu" else f"{device} of this machine"
@@ -288,6 +290,7 @@ def overridden(config: RunConfig, given: Overrides) -> RunConfig:
     first = config.foundation
     if first is None and given.foundation.get("epochs") is not None:
         raise CommandError("--foundation-epochs: this recipe has no foundation", Exit.USAGE)
+    _refuse_unread(config, given)
     try:
         if first is not None:
             training = replace(first.training, **_chosen(given.foundation))
@@ -309,6 +312,22 @@ def overridden(config: RunConfig, given: Overrides) -> RunConfig:
         )
     except ValueError as error:
         raise CommandError(str(error), Exit.USAGE) from None
+
+
+def _refuse_unread(config: RunConfig, given: Overrides) -> None:
+    """Raises CommandError for an option that the system would not read."""
+    from forward_ofa.systems import system_named
+
+    system = system_named(config.system)
+    unread = [name for name in _chosen(given.method) if name not in system.reads]
+    if not system.own_steps:
+        unread += [name for name in ("epochs", "batch_size") if name in _chosen(given.training)]
+    if unread:
+        raise CommandError(
+            f"--{unread[0].replace('_', '-')}: {system.title} has no use for it; "
+            "`forward-ofa systems` lists what it has",
+            Exit.USAGE,
+        )
 
 
 def _chosen(values: Given) -> dict[str, Any]:

@@ -70,6 +70,8 @@ def test_replaced_blocks_are_evaluated_in_place_of_the_chosen_ones(trained) -> N
         (("--set", "steps=1"), 2, "system forward-ofa has no options of its own"),
         (("--system", "finetune", "--set", "steps"), 2, "give NAME=VALUE"),
         (("--system", "finetune", "--set", "steps=0"), 2, "at least 1"),
+        (("--system", "finetune", "--epochs", "2"), 2, "--epochs: Finetune has no use for it"),
+        (("--system", "duet", "--compact-weight", "1"), 2, "--compact-weight: DUET has no use"),
         (("--device", "gpu"), 2, "use cpu, cuda"),
         (("--base-run", "nowhere"), 4, "--base-run"),
     ],
