@@ -73,6 +73,7 @@ class Stages:
     ) -> tuple[Task[Any], float]:
         """The stage's task, and about how many seconds of it are left. Trains a few steps."""
         task = stage.task(context)
+        task.system.to(self._device)  # a later stage's teacher may be tried with it
         identity = self._identity(task)
         try:
             done = self._source(stage, identity, base) is not None
@@ -148,7 +149,6 @@ class Timed(Protocol):
 
 def _whole_seconds(task: Task[Any], device: str) -> float:
     if isinstance(task, Timed):
-        task.system.to(device)
         return task.seconds()
     return fit_seconds(task, device)
 
