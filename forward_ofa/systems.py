@@ -9,7 +9,7 @@ options (`config.Options`) and its task (`tasks.NetworkTask`), and one entry in 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import nn
 from forward_ofa.ablations import ControllerOnly, MapperOnly, WithoutStructuralVector
 from forward_ofa.baselines.device_rec import DeviceRec
 from forward_ofa.baselines.finetune import Finetune, FinetuneOptions, FinetuneTask
-from forward_ofa.config import Options, RunConfig
+from forward_ofa.config import MethodConfig, Options, RunConfig
 from forward_ofa.cost import Costs, block_costs
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.foundation import Foundation
@@ -37,11 +37,12 @@ FOUNDATION = "foundation"
 DEVICE_REC = "device-rec"
 FORWARD_OFA = "forward-ofa"
 
-_STRUCTURE = (
-    "extractor_history", "temperature", "compact_weight", "compact_warmup", "keep_bias",
-    "cut_probability",
-)  # fmt: skip
-_MAPPER = ("extractor_history", "spread", "retrieval_weight")
+_CHOICE = ("temperature", "compact_weight", "compact_warmup", "keep_bias", "cut_probability")
+_STRUCTURE = ("extractor_history", *_CHOICE)
+_METHOD = tuple(
+    field.name for field in fields(MethodConfig) if field.name not in ("backbone", "dropout")
+)
+_MAPPER = tuple(name for name in _METHOD if name not in _CHOICE)
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _build_finetune(config: RunConfig, items: int) -> Finetune:
 _ALL = (
     _generated(
         FORWARD_OFA, "Forward-OFA", "a network for each device, in structure and parameters",
-        ForwardOFA, (*_STRUCTURE, *_MAPPER),
+        ForwardOFA, _METHOD,
     ),
     System(
         DEVICE_REC, "DeviceRec", "one dense network for all devices",
@@ -222,7 +223,7 @@ _ALL = (
     _generated(
         "no-structural-vector", "w.o. structural vector",
         "ablation: Forward-OFA whose parameters do not know the structure",
-        WithoutStructuralVector, (*_STRUCTURE, *_MAPPER),
+        WithoutStructuralVector, _METHOD,
     ),
 )  # fmt: skip
 SYSTEMS: dict[str, System] = {system.name: system for system in _ALL}
