@@ -175,12 +175,9 @@ def evaluate(
         ranks.append(rank_of(scores, targets).cpu())
         kept.append(networks.kept.cpu())
         costs.append(networks.costs)
-        queries = None
-        if candidates is not None:
-            queries = retriever.queries(batch.read(retriever.extractor_history))
-        if queries is not None and candidates is not None:
-            retrieved = _best(queries @ retriever.items.weight.T, min(candidates, data.num_items))
-            allowed = retrieved & ~seen_mask(data, split, users).to(system.device)
+        sent = _retrieved(retriever, batch, candidates)
+        if sent is not None:
+            allowed = sent & ~seen_mask(data, split, users).to(system.device)
             funnel.append(_funnel_ranks(scores, targets, allowed).cpu())
     reranked = None
     if funnel:
@@ -198,8 +195,14 @@ def _funnel_ranks(scores: Tensor, targets: Tensor, allowed: Tensor) -> Tensor:
     return torch.where(present, rank_of(scores.masked_fill(~allowed, -torch.inf), targets), 0)
 
 
-def _best(scores: Tensor, count: int) -> Tensor:
-    """Booleans [B, N + 1]: the items that the cloud sends."""
+def _retrieved(retriever: RankingSystem, batch: Batch, count: int | None) -> Tensor | None:
+    """Booleans [B, N + 1]: the items that the cloud sends; None: no funnel, or no retrieval."""
+    if count is None:
+        return None
+    queries = retriever.queries(batch.read(retriever.extractor_history))
+    if queries is None:
+        return None
+    scores = queries @ retriever.items.weight.T
     scores[:, 0] = -torch.inf
-    best = scores.topk(count, dim=1).indices
+    best = scores.topk(min(count, scores.shape[1] - 1), dim=1).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)

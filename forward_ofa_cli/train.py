@@ -39,7 +39,7 @@ def train(
     data: source.Data = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="The run's folder; left out: runs/LOG-BACKBONE."),
+        typer.Option(help="The run's folder; left out: runs/LOG-BACKBONE, or -SYSTEM behind it."),
     ] = None,
     system: System = "forward-ofa",
     recipe: Annotated[
