@@ -46,7 +46,7 @@ class FinetuneOptions(Options):
     its last ones. users: on how many users of the validation split is chosen; 0: on all.
     """
 
-    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
     steps: tuple[int, ...] = (1, 2, 5, 10)
     history: int = 50
     users: int = 1024
