@@ -42,6 +42,9 @@ def save_checkpoint(
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{n}": v for n, v in state.items()}
     tensors["random.torch"] = torch.get_rng_state()
+    device = next(system.parameters()).device
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     metadata = {
         "format": FORMAT,
         "run": run,
@@ -58,7 +61,9 @@ def save_tensors(
 
     Raises OSError if it cannot be written (safetensors' own writer has another error for that).
     """
-    data = save({n: v.detach().contiguous().clone() for n, v in tensors.items()}, metadata)
+    # Copies, on the CPU: safetensors takes no views, and a file is the same from every device.
+    copies = {n: v.detach().to("cpu", copy=True).contiguous() for n, v in tensors.items()}
+    data = save(copies, metadata)
     write_atomically(path, data)
 
 
@@ -103,9 +108,22 @@ def load_checkpoint(
         _restore_optimiser(optimiser, _under(tensors, "optimiser."))
         rng.bit_generator.state = json.loads(metadata["random.numpy"])
         torch.set_rng_state(tensors["random.torch"])
+        # A run that moves to a GPU draws there from its seed on.
+        device = next(system.parameters()).device
+        if "random.cuda" in tensors and device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], device)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged. Delete it to start afresh.") from error
     return _under(tensors, "best."), progress
+
+
+def epochs_done(path: Path) -> int:
+    """Epochs that a checkpoint has behind it; 0 for none, or for one that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return len(json.loads((file.metadata() or {})["progress"])["records"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return 0
 
 
 def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

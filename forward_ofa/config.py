@@ -102,18 +102,33 @@ class FoundationConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """One run: DeviceRec, then Forward-OFA, on the same data with the same protocol.
+class Options:
+    """Base class of what one system has for settings beside those of a run; frozen dataclasses.
 
-    foundation: trained first, both systems start from its item embeddings; None: from nothing.
-    warm_start: Forward-OFA's bases B_k, shared parameters and item embeddings start from
+    Fields are numbers, booleans, strings, or tuples of numbers, each with a default.
+    """
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: a system, and DeviceRec to compare with, on the same data with the same protocol.
+
+    system: its name in `forward_ofa.systems.SYSTEMS`. options: its own settings; None: as its
+        options' class has them, or it has none.
+    device_rec: how DeviceRec is trained. training: how the system is trained.
+    foundation: trained first, all systems start from its item embeddings; None: from nothing.
+    warm_start: generated networks' bases B_k, shared parameters and item embeddings start from
         the trained DeviceRec instead of fresh values.
+    compare: train DeviceRec also where the system does not need it, to compare with.
     candidates: items that the cloud retrieves for a device.
     """
 
     method: MethodConfig
     device_rec: TrainingConfig
-    forward_ofa: TrainingConfig
+    training: TrainingConfig
     warm_start: bool
     foundation: FoundationConfig | None = None
     candidates: int = 200
+    system: str = "forward-ofa"
+    options: Options | None = None
+    compare: bool = True

@@ -19,8 +19,12 @@ Table 5      Forward-cloud 8.1120 M and 19.2691 M parameters: L linear layers. I
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from forward_ofa_device.artefact import ENCODINGS, BlockLayout
 from forward_ofa_device.backbones import build
@@ -51,6 +55,83 @@ class ModuleCost:
 
     parameters: int
     flops: Flops
+
+    def __add__(self, other: ModuleCost) -> ModuleCost:
+        return ModuleCost(self.parameters + other.parameters, self.flops + other.flops)
+
+
+NO_MODULES = ModuleCost(0, Flops(0, 0))
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the networks of B devices cost; each array float64 [B].
+
+    paper_flops, true_flops: multiply-accumulates of one inference.
+    paper_bits: parameters as the paper's "Param" counts them, float32. true_bits: all that a
+    device must hold to run the network, item embeddings apart: also what is shared and not in
+    the paper's figure, and what says where sparse values belong; nothing for absent blocks.
+    payload_bytes: on the wire, by encoding; empty for networks that are not made of whole blocks.
+    """
+
+    paper_flops: FloatArray
+    true_flops: FloatArray
+    paper_bits: FloatArray
+    true_bits: FloatArray
+    payload_bytes: dict[str, FloatArray] = field(default_factory=dict)
+
+    @classmethod
+    def join(cls, parts: Sequence[Costs]) -> Costs:
+        """The costs of all devices of several batches, in order."""
+
+        def column(values: Callable[[Costs], FloatArray]) -> FloatArray:
+            return np.concatenate([values(part) for part in parts])
+
+        return cls(
+            column(lambda part: part.paper_flops),
+            column(lambda part: part.true_flops),
+            column(lambda part: part.paper_bits),
+            column(lambda part: part.true_bits),
+            {
+                e: np.concatenate([part.payload_bytes[e] for part in parts])
+                for e in parts[0].payload_bytes
+            },
+        )
+
+    def means(self) -> dict[str, Any]:
+        """For a report: means over the devices, in millions."""
+        found: dict[str, Any] = {
+            "paper_mflops": float(self.paper_flops.mean()) / 1e6,
+            "true_mflops": float(self.true_flops.mean()) / 1e6,
+            "paper_mbit": float(self.paper_bits.mean()) / 1e6,
+            "true_mbit": float(self.true_bits.mean()) / 1e6,
+        }
+        if self.payload_bytes:
+            found["payload_bytes"] = {e: float(b.mean()) for e, b in self.payload_bytes.items()}
+        return found
+
+
+def block_costs(config: BackboneConfig, kept: NDArray[Any]) -> Costs:
+    """Networks of `kept` [B] whole blocks each."""
+    none, one = network_cost(config, 0), network_cost(config, 1)
+    kept = kept.astype(np.float64)
+    backbone = build(config)
+    counted = backbone.fixed_parameters()
+    shared = sum(spec.size for spec in backbone.shared_parameters())
+    block = sum(spec.size for spec in backbone.block_parameters())
+
+    def line(start: float, end: float) -> FloatArray:
+        return start + kept * (end - start)
+
+    return Costs(
+        line(none.flops.paper, one.flops.paper),
+        line(none.flops.true, one.flops.true),
+        line(counted, counted + block) * FLOAT32_BITS,
+        line(shared, shared + block) * FLOAT32_BITS,
+        {e: line(0, one.payload_bytes[e]) for e in ENCODINGS},
+    )
 
 
 def network_cost(config: BackboneConfig, kept: int) -> NetworkCost:
@@ -95,12 +176,23 @@ def gru_parameters(hidden: int) -> int:
     return 6 * hidden * hidden + 6 * hidden
 
 
+def extractor_cost(config: BackboneConfig, extractor_history: int) -> ModuleCost:
+    """One GRU over a history: E or E'."""
+    flops = gru_flops(config.hidden, extractor_history)
+    return ModuleCost(gru_parameters(config.hidden), Flops(flops, flops))
+
+
+def structure_controller_cost(config: BackboneConfig, extractor_history: int) -> ModuleCost:
+    """E and H: a GRU and one linear layer."""
+    head = config.hidden * config.blocks
+    linear = ModuleCost(head + config.blocks, Flops(head, head))
+    return extractor_cost(config, extractor_history) + linear
+
+
 def device_modules_cost(config: BackboneConfig, extractor_history: int) -> ModuleCost:
     """E, H and E' (Table 5, "Forward-device"): run at each refresh, not at each ranking."""
-    head = config.hidden * config.blocks
-    flops = 2 * gru_flops(config.hidden, extractor_history) + head
-    parameters = 2 * gru_parameters(config.hidden) + head + config.blocks
-    return ModuleCost(parameters, Flops(flops, flops))
+    controller = structure_controller_cost(config, extractor_history)
+    return controller + extractor_cost(config, extractor_history)
 
 
 def cloud_modules_cost(config: BackboneConfig) -> ModuleCost:
@@ -140,8 +232,8 @@ def cost_table(config: BackboneConfig, extractor_history: int) -> dict[str, Any]
             _network_json(network_cost(config, kept)) for kept in range(config.blocks + 1)
         ],
         "full_network": _network_json(network_cost(config, config.blocks)),
-        "forward_device": _module_json(device),
-        "forward_cloud": _module_json(cloud),
+        "forward_device": module_json(device),
+        "forward_cloud": module_json(cloud),
     }
 
 
@@ -157,7 +249,8 @@ def _network_json(cost: NetworkCost) -> dict[str, Any]:
     }
 
 
-def _module_json(cost: ModuleCost) -> dict[str, Any]:
+def module_json(cost: ModuleCost) -> dict[str, Any]:
+    """A module's cost under stable keys."""
     return {
         "parameters": cost.parameters,
         "mparameters": round(cost.parameters / 1e6, 4),

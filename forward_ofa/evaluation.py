@@ -19,31 +19,49 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forward_ofa.baselines.device_rec import DeviceRec
 from forward_ofa.batches import collate, last_item_sessions
+from forward_ofa.cost import Costs
 from forward_ofa.data.sequences import SequenceDataset
-from forward_ofa.model import Batch, ForwardOFA
+from forward_ofa.model import Batch
+from forward_ofa.ranking import RankingSystem
 
 TOP = 10
 _BATCH = 256
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One system on one split.
+class Funnel:
+    """The deployed funnel of one system.
 
-    ranks: int64 [U], full ranking. funnel_ranks: int64 [U] among retrieved unseen candidates, 0 =
-    not among them; for a system without retrieval, of the same candidates (see `evaluate`).
-    kept: int64 [U] kept blocks. block_usage: float [L], share of devices that keep each block.
+    ranks: int64 [U] among retrieved unseen candidates, 0 = not among them.
     recall: share of targets among the candidates.
     """
 
     ranks: np.ndarray
-    funnel_ranks: np.ndarray
-    kept: np.ndarray
-    block_usage: np.ndarray
     recall: float
     candidates: int
+
+    def metrics(self) -> dict[str, Any]:
+        return {
+            f"funnel_ndcg@{TOP}": float(ndcg(self.ranks).mean()),
+            f"funnel_hit@{TOP}": float(hit(self.ranks).mean()),
+            "candidates": self.candidates,
+            "retrieval_recall": self.recall,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One system on one split.
+
+    ranks: int64 [U], full ranking. kept: booleans [U, L], which blocks each network has.
+    costs: of each user's network. funnel: None for a system without candidates.
+    """
+
+    ranks: np.ndarray
+    kept: np.ndarray
+    costs: Costs
+    funnel: Funnel | None = None
 
     @property
     def ndcg(self) -> float:
@@ -53,21 +71,24 @@ class Evaluation:
     def hit(self) -> float:
         return float(hit(self.ranks).mean())
 
+    @property
+    def kept_blocks(self) -> np.ndarray:
+        """int64 [U]: how many blocks each network has."""
+        counts: np.ndarray = self.kept.sum(1)
+        return counts
+
     def metrics(self) -> dict[str, Any]:
-        """For a report: stable keys, plain numbers."""
+        """For a report: stable keys, plain numbers. Those of the funnel only if there is one."""
+        counts = np.bincount(self.kept_blocks, minlength=self.kept.shape[1] + 1)
         return {
             "users": len(self.ranks),
             f"ndcg@{TOP}": self.ndcg,
             f"hit@{TOP}": self.hit,
-            f"funnel_ndcg@{TOP}": float(ndcg(self.funnel_ranks).mean()),
-            f"funnel_hit@{TOP}": float(hit(self.funnel_ranks).mean()),
-            "candidates": self.candidates,
-            "retrieval_recall": self.recall,
-            "mean_kept_blocks": float(self.kept.mean()),
-            "kept_blocks_histogram": np.bincount(
-                self.kept, minlength=len(self.block_usage) + 1
-            ).tolist(),
-            "block_usage": self.block_usage.tolist(),
+            **(self.funnel.metrics() if self.funnel is not None else {}),
+            "mean_kept_blocks": float(self.kept_blocks.mean()),
+            "kept_blocks_histogram": counts.tolist(),
+            "block_usage": self.kept.mean(0).tolist(),
+            **self.costs.means(),
         }
 
 
@@ -123,66 +144,65 @@ def seen_mask(data: SequenceDataset, split: str, users: np.ndarray) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    system: ForwardOFA | DeviceRec,
+    system: RankingSystem,
     data: SequenceDataset,
     split: str,
-    candidates: int = 200,
-    retriever: ForwardOFA | None = None,
+    candidates: int | None = None,
+    retriever: RankingSystem | None = None,
 ) -> Evaluation:
-    """One system on the "validation" or "test" split.
+    """One system on the "validation" or "test" split, on the device where its parameters are.
 
-    retriever: whose candidates a DeviceRec reranks in the funnel (it has no retrieval of its
-    own); without one its funnel has the whole catalogue.
+    candidates: how many the funnel has; None: no funnel. retriever: whose retrieval finds them;
+    None: the system's own. Without either there is no funnel.
     """
+    retriever = retriever or system
     system.eval()
-    if isinstance(system, ForwardOFA):
-        retriever = system
-    if retriever is not None:
-        retriever.eval()
-    config = system.backbone.config
-    history = (retriever or system).extractor_history
-    count = min(candidates, data.num_items)
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
-    found = 0
-    users, _ = data.held_out(split)
-    start = 0
-    for batch in user_batches(data, split, history, config.history):
-        part = slice(start, start + len(batch.targets))
-        start = part.stop
+    retriever.eval()
+    window = system.backbone.config.history
+    history = max(system.extractor_history, retriever.extractor_history)
+    ranks: list[Tensor] = []
+    kept: list[Tensor] = []
+    costs: list[Costs] = []
+    funnel: list[Tensor] = []
+    everyone, start = data.held_out(split)[0], 0
+    for whole in user_batches(data, split, history, window):
+        users = everyone[start : start + len(whole.targets)]
+        start += len(users)
+        batch = whole.to(system.device)
+        networks = system.networks(batch.read(system.extractor_history))
+        scores = networks.vectors[:, 0] @ system.items.weight.T
         targets = batch.targets[:, 0]
-        vectors, gates = _vectors_and_gates(system, batch)
-        scores = vectors @ system.items.weight.T
-        ranks = rank_of(scores, targets)
-        allowed = ~seen_mask(data, split, users[part])
-        if retriever is not None:
-            allowed &= _retrieved(retriever, batch, count)
-        # A repeated item is not in the funnel: the device removed it with all it has seen.
-        present = allowed.gather(1, targets[:, None])[:, 0]
-        found += int(present.sum())
-        funnel = rank_of(scores.masked_fill(~allowed, -torch.inf), targets)
-        rows.append((ranks, torch.where(present, funnel, 0), gates))
-    full, funnels, paths = (torch.cat(part).numpy() for part in zip(*rows, strict=True))
+        ranks.append(rank_of(scores, targets).cpu())
+        kept.append(networks.kept.cpu())
+        costs.append(networks.costs)
+        sent = _retrieved(retriever, batch, candidates)
+        if sent is not None:
+            allowed = sent & ~seen_mask(data, split, users).to(system.device)
+            funnel.append(_funnel_ranks(scores, targets, allowed).cpu())
+    reranked = None
+    if funnel:
+        places = torch.cat(funnel).numpy()
+        reranked = Funnel(places, float(np.mean(places > 0)), min(candidates or 0, data.num_items))
     return Evaluation(
-        full,
-        funnels,
-        paths.sum(1).astype(np.int64),
-        paths.mean(0),
-        found / len(full),
-        count if retriever is not None else data.num_items,
+        torch.cat(ranks).numpy(), torch.cat(kept).numpy(), Costs.join(costs), reranked
     )
 
 
-def _vectors_and_gates(system: ForwardOFA | DeviceRec, batch: Batch) -> tuple[Tensor, Tensor]:
-    if isinstance(system, DeviceRec):
-        vectors = system.vectors(batch)[:, 0]
-        return vectors, torch.ones(len(vectors), system.backbone.config.blocks)
-    adaptation = system.adapt(batch)
-    return system.vectors(batch, adaptation)[:, 0], adaptation.gates
+def _funnel_ranks(scores: Tensor, targets: Tensor, allowed: Tensor) -> Tensor:
+    """Ranks [B] among allowed [B, N + 1] items; 0 for a target that is not."""
+    # A repeated item is not in the funnel: the device removed it with all it has seen.
+    present = allowed.gather(1, targets[:, None])[:, 0]
+    return torch.where(present, rank_of(scores.masked_fill(~allowed, -torch.inf), targets), 0)
 
 
-def _retrieved(retriever: ForwardOFA, batch: Batch, count: int) -> Tensor:
-    """Booleans [B, N + 1]: the items that the cloud sends, computed from h alone."""
-    scores = retriever.query(retriever.adapt(batch).interest) @ retriever.items.weight.T
+def _retrieved(retriever: RankingSystem, batch: Batch, count: int | None) -> Tensor | None:
+    """Booleans [B, N + 1]: the items that the cloud sends; None: no funnel, or no retrieval."""
+    if count is None:
+        return None
+    queries = retriever.queries(batch.read(retriever.extractor_history))
+    if queries is None:
+        return None
+    scores = queries @ retriever.items.weight.T
     scores[:, 0] = -torch.inf
-    best = scores.topk(count, dim=1).indices
+    best = scores.topk(min(count, scores.shape[1] - 1), dim=1).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)

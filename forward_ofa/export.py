@@ -35,7 +35,7 @@ def export_version(run: Run, data: SequenceDataset, staging: Path) -> str:
 
     Raises OSError when it cannot be written.
     """
-    system = run.forward_ofa.eval()
+    system = run.forward_ofa.to("cpu").eval()
     created = datetime.datetime.now(datetime.UTC)
     version = f"{created:%Y%m%d-%H%M%S}-{_weights_digest(system)[:8]}"
     (staging / "bundle").mkdir(parents=True)
@@ -67,7 +67,7 @@ def export_version(run: Run, data: SequenceDataset, staging: Path) -> str:
             "shards": len(shards),
             "data": run.data_card,
             "protocol": run.report["protocol"],
-            "metrics": run.report["systems"]["forward-ofa"],
+            "metrics": run.report["systems"][run.config.system],
         },
     )
     return version
@@ -77,7 +77,7 @@ def export_version(run: Run, data: SequenceDataset, staging: Path) -> str:
 def retrieval_queries(run: Run, data: SequenceDataset, limit: int) -> np.ndarray:
     """What the cloud would search for with the interests of the first `limit` users, as they
     were before their last two items: float32 [Q, D]."""
-    system = run.forward_ofa.eval()
+    system = run.forward_ofa.to("cpu").eval()
     config = system.config
     found: list[np.ndarray] = []
     batches = user_batches(data, "validation", config.extractor_history, config.backbone.history)

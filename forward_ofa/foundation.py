@@ -51,14 +51,15 @@ class Foundation(nn.Module):
     def ranks(self, histories: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
         """Ranks [B] of targets [B] after histories [B, N] (padding last) of lengths [B]."""
         states, _ = self.gru(self.items(histories))
-        queries = self.query(states[torch.arange(len(lengths)), lengths - 1])
+        rows = torch.arange(len(lengths), device=lengths.device)
+        queries = self.query(states[rows, lengths - 1])
         return rank_of(queries @ self.items.weight.T, targets)
 
     @torch.no_grad()
     def start(self, system: ForwardOFA) -> None:
         """Gives E, E' and the retrieval query their first values."""
-        for gru in (system.controller.extractor.gru, system.mapper.extractor.gru):
-            gru.load_state_dict(self.gru.state_dict())
+        for extractor in system.extractors():
+            extractor.gru.load_state_dict(self.gru.state_dict())
         system.query.load_state_dict(self.query.state_dict())
 
 

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from forward_ofa.assembly import run_blocks
 from forward_ofa.config import MethodConfig
+from forward_ofa.cost import ModuleCost, block_costs, device_modules_cost
 from forward_ofa.ops import TorchOps
+from forward_ofa.ranking import Networks, RankingSystem
 from forward_ofa.structure_controller import (
+    SequenceExtractor,
     StructureController,
-    apply_cuts,
     choose_paths,
-    draw_cuts,
-    sample_gates,
+    draw_structure,
 )
 from forward_ofa.structure_mapper import BlockHypernetwork, StructureMapper, initialise
 from forward_ofa_device.backbones import build
@@ -35,6 +36,20 @@ class Batch:
     windows: Tensor
     targets: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        tensors = (self.history, self.lengths, self.windows, self.targets)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+    def read(self, items: int) -> Batch:
+        """The same for a system that reads the last `items` of each history, at most."""
+        if self.history.shape[1] <= items:
+            return self
+        lengths = self.lengths.clamp(max=items)
+        columns = torch.arange(items, device=self.history.device)
+        history = self.history.gather(1, (self.lengths - lengths)[:, None] + columns)
+        return Batch(history, lengths, self.windows, self.targets)
+
 
 @dataclass(frozen=True)
 class Adaptation:
@@ -53,7 +68,7 @@ def item_table(items: int, hidden: int) -> nn.Embedding:
     return table
 
 
-class ForwardOFA(nn.Module):
+class ForwardOFA(RankingSystem):
     """The whole method; see the modules it is made of for the equations."""
 
     def __init__(self, items: int, config: MethodConfig) -> None:
@@ -71,15 +86,14 @@ class ForwardOFA(nn.Module):
             {_key(s.name): nn.Parameter(initialise(s)) for s in self.backbone.shared_parameters()}
         )
 
-    def train(self, mode: bool = True) -> ForwardOFA:
-        super().train(mode)
-        self.ops.training = mode
-        return self
-
     @property
     def extractor_history(self) -> int:
         """Items that E and E' read, at most."""
         return self.config.extractor_history
+
+    def extractors(self) -> tuple[SequenceExtractor, ...]:
+        """E and E'."""
+        return self.controller.extractor, self.mapper.extractor
 
     def hypernetwork(self, index: int) -> BlockHypernetwork:
         """H'_k of block `index`."""
@@ -95,16 +109,37 @@ class ForwardOFA(nn.Module):
         """The device's part: path and interest. Samples in training, argmax in evaluation."""
         history = self.items(batch.history)
         logits = self.controller(history, batch.lengths)
-        if not self.training:
-            gates = choose_paths(logits).to(logits.dtype)
-            return Adaptation(logits, gates, self.mapper.interest(history, batch.lengths, logits))
-        cuts = draw_cuts(logits, self.config.cut_probability)
-        gates = sample_gates(logits, self.config.temperature) * ~cuts
-        seen = apply_cuts(logits, cuts)
+        gates, seen = self.structure(logits)
         return Adaptation(logits, gates, self.mapper.interest(history, batch.lengths, seen))
 
-    def vectors(self, batch: Batch, adaptation: Adaptation) -> Tensor:
-        """The generated networks' outputs [B, M, D] for all windows."""
+    def structure(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Gates [B, L], and the logits [B, L] that E' sees: cut ones in training."""
+        if not self.training:
+            return choose_paths(logits).to(logits.dtype), logits
+        return draw_structure(logits, self.config.temperature, self.config.cut_probability)
+
+    def networks(self, batch: Batch) -> Networks:
+        """Outputs of the generated networks, which blocks they have, what they cost."""
+        adaptation = self.adapt(batch)
+        kept = adaptation.gates > 0
+        costs = block_costs(self.backbone.config, kept.sum(1).cpu().numpy())
+        return Networks(self.vectors(batch, adaptation), kept, costs)
+
+    def queries(self, batch: Batch) -> Tensor:
+        """What the cloud retrieves with, from h alone: [B, D]."""
+        found: Tensor = self.query(self.adapt(batch).interest)
+        return found
+
+    def device_modules(self) -> ModuleCost:
+        """E, H and E'."""
+        return device_modules_cost(self.config.backbone, self.config.extractor_history)
+
+    def vectors(self, batch: Batch, adaptation: Adaptation | None = None) -> Tensor:
+        """The generated networks' outputs [B, M, D] for all windows.
+
+        adaptation: what `adapt` said for this batch; None: it is asked.
+        """
+        adaptation = adaptation or self.adapt(batch)
         return run_blocks(
             self.backbone,
             self.ops,

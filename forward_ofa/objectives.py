@@ -18,6 +18,9 @@ def next_item_loss(vectors: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     vectors [.., D], item embeddings [N + 1, D] (row 0: padding, never an answer),
     targets [..] in 1..N; 0 marks a target to leave out. Mean over the targets.
     """
+    if targets.is_cuda:  # picking out the wanted ones would make the GPU wait for their number
+        scores = vectors.flatten(0, -2) @ items[1:].T
+        return F.cross_entropy(scores, targets.flatten() - 1, ignore_index=-1)
     wanted = targets > 0
     scores = vectors[wanted] @ items[1:].T
     return F.cross_entropy(scores, targets[wanted] - 1)
@@ -28,4 +31,4 @@ def retrieval_loss(queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     log_probabilities = torch.log_softmax(queries @ items[1:].T, dim=-1)
     wanted = targets > 0
     picked = log_probabilities.gather(1, (targets - 1).clamp(min=0))
-    return -picked[wanted].mean()
+    return -(picked * wanted).sum() / wanted.sum()

@@ -39,8 +39,8 @@ class TorchOps:
     def mask(self, x: Tensor, keep: Tensor, value: float) -> Tensor:
         return torch.where(keep, x, value)
 
-    def causal(self, length: int) -> Tensor:
-        return _causal(length)
+    def causal(self, length: int, like: Tensor) -> Tensor:
+        return _causal(length, like.device)
 
     def taps(self, x: Tensor, width: int, dilation: int) -> Tensor:
         length = x.shape[-2]
@@ -53,5 +53,5 @@ class TorchOps:
 
 
 @functools.cache
-def _causal(length: int) -> Tensor:
-    return torch.ones(length, length, dtype=torch.bool).tril()
+def _causal(length: int, device: torch.device) -> Tensor:
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()

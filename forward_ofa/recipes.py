@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from forward_ofa.config import FoundationConfig, MethodConfig, RunConfig, TrainingConfig
+from forward_ofa.systems import options_of, system_named
 from forward_ofa_device.backbones.contract import BackboneConfig
 
 _BLOCKS = {"sasrec": 6, "nextitnet": 12}
@@ -32,7 +33,7 @@ def default(backbone: str, interactions: int) -> RunConfig:
             dropout=0.3,
         ),
         device_rec=TrainingConfig(epochs=_epochs(4, 2, interactions)),
-        forward_ofa=TrainingConfig(
+        training=TrainingConfig(
             epochs=_epochs(4, 1, interactions),
             batch_size=64,
             targets_per_network=8,
@@ -64,7 +65,7 @@ def paper(backbone: str, interactions: int) -> RunConfig:
         warmup_steps=0,
         decay_from=1.0,
     )
-    return RunConfig(method=method, device_rec=training, forward_ofa=training, warm_start=False)
+    return RunConfig(method=method, device_rec=training, training=training, warm_start=False)
 
 
 def quick(backbone: str, interactions: int) -> RunConfig:
@@ -79,7 +80,7 @@ def quick(backbone: str, interactions: int) -> RunConfig:
         method=replace(config.method, extractor_history=10),
         foundation=foundation,
         device_rec=replace(config.device_rec, epochs=1),
-        forward_ofa=replace(config.forward_ofa, epochs=1, targets_per_network=16),
+        training=replace(config.training, epochs=1, targets_per_network=16),
     )
 
 
@@ -90,14 +91,16 @@ RECIPES: dict[str, Callable[[str, int], RunConfig]] = {
 }
 
 
-def recipe(name: str, backbone: str, interactions: int) -> RunConfig:
-    """A recipe by name, for a log of so many interactions (after the filter).
+def recipe(name: str, backbone: str, interactions: int, system: str = "forward-ofa") -> RunConfig:
+    """A recipe by name, for a log of so many interactions (after the filter), as a system uses it.
 
-    Raises ValueError for an unknown recipe or backbone.
+    Raises ValueError for an unknown recipe, backbone or system.
     """
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}: there are {', '.join(RECIPES)}")
-    return RECIPES[name](backbone, interactions)
+    chosen = system_named(system)
+    config = chosen.adapt(RECIPES[name](backbone, interactions))
+    return replace(config, system=system, options=options_of(chosen, {}))
 
 
 def _backbone(name: str) -> BackboneConfig:

@@ -1,4 +1,4 @@
-"""The report of a run: protocol, figures of both systems, and the difference."""
+"""The report of a run: protocol, figures of its system and of DeviceRec, and the difference."""
 
 from __future__ import annotations
 
@@ -6,81 +6,112 @@ from typing import Any
 
 import numpy as np
 
-from forward_ofa.baselines.device_rec import DeviceRec
-from forward_ofa.config import RunConfig
-from forward_ofa.cost import device_modules_cost, mean_network_cost
+from forward_ofa.config import RunConfig, TrainingConfig
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.evaluation import TOP, Evaluation, evaluate, hit, ndcg, paired_interval
-from forward_ofa.model import ForwardOFA
-from forward_ofa_device.artefact import ENCODINGS, BlockLayout
-from forward_ofa_device.backbones import build
-from forward_ofa_device.backbones.contract import BackboneConfig
+from forward_ofa.ranking import RankingSystem
+from forward_ofa.systems import DEVICE_REC, SYSTEMS
 
 
 def describe(
     data: SequenceDataset,
     config: RunConfig,
-    device_rec: DeviceRec,
-    forward_ofa: ForwardOFA,
+    system: RankingSystem,
+    device_rec: RankingSystem | None,
     split: str,
 ) -> dict[str, Any]:
-    """Both systems on one split, under stable keys.
+    """A run's system and, if it has one, its DeviceRec on one split, under stable keys.
 
-    The funnel of both reranks the same candidates: those that Forward-OFA's cloud retrieves.
+    "systems" has an entry for each by name; "difference" is there if DeviceRec is another system.
+    The funnel, if the system retrieves, reranks the same candidates with both: those that the
+    system's cloud retrieves.
     """
-    ours = evaluate(forward_ofa, data, split, config.candidates)
-    theirs = evaluate(device_rec, data, split, config.candidates, retriever=forward_ofa)
-    backbone = config.method.backbone
-    modules = device_modules_cost(backbone, config.method.extractor_history)
-    return {
+    ours = evaluate(system, data, split, config.candidates)
+    modules = system.device_modules()
+    found: dict[str, Any] = {
         "split": split,
+        "system": config.system,
         "protocol": protocol(data, config),
-        "systems": {
-            "forward-ofa": _system(ours, backbone),
-            "device-rec": _system(theirs, backbone),
-        },
-        "difference": {
-            f"ndcg@{TOP}": _difference(ndcg(ours.ranks), ndcg(theirs.ranks)),
-            f"hit@{TOP}": _difference(hit(ours.ranks), hit(theirs.ranks)),
-            f"funnel_ndcg@{TOP}": _difference(ndcg(ours.funnel_ranks), ndcg(theirs.funnel_ranks)),
-        },
+        "systems": {config.system: ours.metrics()},
         "device_modules": {
             "parameters": modules.parameters,
             "flops_per_request": modules.flops.true,
-            "extractor_history": config.method.extractor_history,
+            "extractor_history": system.extractor_history,
         },
     }
+    if device_rec is not None and config.system != DEVICE_REC:
+        theirs = evaluate(device_rec, data, split, config.candidates, retriever=system)
+        found["systems"][DEVICE_REC] = theirs.metrics()
+        found["difference"] = _differences(ours, theirs)
+    return found
 
 
 def protocol(data: SequenceDataset, config: RunConfig) -> list[str]:
     """The protocol card: what one must know to compare a figure with another."""
-    method, ours, theirs = config.method, config.forward_ofa, config.device_rec
+    method, system = config.method, SYSTEMS[config.system]
     backbone = method.backbone
-    return [
+    lines = [
+        f"system: {system.title}, {system.about}",
         f"data: {data.name}, {data.num_users:,} users, {data.num_items:,} items, "
         f"{data.num_interactions:,} interactions",
         f"filter: {data.filter.describe()}",
         f"split: {data.split.describe()}; best epoch by validation NDCG@{TOP}, tested once",
         f"backbone: {backbone.name}, L = {backbone.blocks}, d = {backbone.hidden}, "
         f"T = {backbone.history}"
-        + (f", norm {backbone.norm}" if backbone.name == "sasrec" else ""),
-        f"extractors E and E': the last {method.extractor_history} items, at each refresh, "
-        "not at each ranking",
+        + (f", norm {backbone.norm}" if backbone.name == "sasrec" else "")
+        + f", dropout {method.dropout:g}",
         "ranking: all items, seen ones not removed; ties count against the target",
-        f"funnel: {config.candidates} candidates from h, seen ones removed on the device",
-        "loss: full softmax cross-entropy on the next item; Forward-OFA also lambda times the "
-        f"compact loss, and {method.retrieval_weight:g} times that of the cloud's query",
-        f"drawn: dropout {method.dropout:g}, budget cuts {method.cut_probability:g} of devices; "
-        f"first logit {method.keep_bias:g}, spread {method.spread:g}",
+        "loss: full softmax cross-entropy on the next item, and what the system adds to it",
         _foundation_line(config),
-        f"Forward-OFA: lambda {method.compact_weight:g} (grown over {method.compact_warmup:.0%}), "
-        f"tau {method.temperature:g}, {_count(ours.epochs, 'epoch')}, "
-        f"{_count(ours.targets_per_network, 'target')} a network, "
-        f"learning rate {ours.learning_rate:g}, seed {ours.seed}"
-        + (", started from the trained DeviceRec" if config.warm_start else ""),
-        f"DeviceRec: {_count(theirs.epochs, 'epoch')}, learning rate {theirs.learning_rate:g}, "
-        f"seed {theirs.seed}",
     ]
+    lines += _method_lines(config, system.reads)
+    if config.options is not None:
+        values = ", ".join(
+            f"{name} {_plain(value)}" for name, value in vars(config.options).items()
+        )
+        lines.append(f"{system.title}: {values}")
+    if system.own_steps:
+        start = ", started from the trained DeviceRec" if config.warm_start else ""
+        lines.append(f"{system.title}: {_training(config.training)}{start}")
+    if config.system != DEVICE_REC and any(s.name == DEVICE_REC for s in system.stages(config)):
+        lines.append(f"DeviceRec: {_training(config.device_rec)}")
+    return lines
+
+
+def _method_lines(config: RunConfig, reads: tuple[str, ...]) -> list[str]:
+    """What only systems with a structure or generated parameters have."""
+    method = config.method
+    lines = []
+    if "extractor_history" in reads:
+        lines.append(
+            f"extractors: the last {method.extractor_history} items, at each refresh, not at each "
+            "ranking"
+        )
+    if "retrieval_weight" in reads:
+        lines.append(
+            f"funnel: {config.candidates} candidates from h, seen ones removed on the device; "
+            f"{method.retrieval_weight:g} times the loss of the cloud's query; generated matrices "
+            f"spread by {method.spread:g} at first"
+        )
+    if "compact_weight" in reads:
+        lines.append(
+            f"structure: lambda {method.compact_weight:g}, grown over {method.compact_warmup:.0%}; "
+            f"tau {method.temperature:g}, first logit {method.keep_bias:g}, budget cuts drawn for "
+            f"{method.cut_probability:g} of devices"
+        )
+    return lines
+
+
+def _training(config: TrainingConfig) -> str:
+    return (
+        f"{_count(config.epochs, 'epoch')} of batches of {config.batch_size}, "
+        f"{_count(config.targets_per_network, 'target')} a network, "
+        f"learning rate {config.learning_rate:g}, seed {config.seed}"
+    )
+
+
+def _plain(value: Any) -> str:
+    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _count(number: int, what: str) -> str:
@@ -89,26 +120,25 @@ def _count(number: int, what: str) -> str:
 
 def _foundation_line(config: RunConfig) -> str:
     if config.foundation is None:
-        return "foundation: none; both systems start from nothing"
+        return "foundation: none; every system starts from nothing"
     training = config.foundation.training
     return (
         f"foundation: GRU over whole histories, {_count(training.epochs, 'epoch')}, learning rate "
-        f"{training.learning_rate:g}, seed {training.seed}; both systems start from its item "
-        "embeddings, Forward-OFA's extractors from its GRU"
+        f"{training.learning_rate:g}, seed {training.seed}; every system starts from its item "
+        "embeddings, extractors from its GRU"
     )
 
 
-def _system(evaluation: Evaluation, backbone: BackboneConfig) -> dict[str, Any]:
-    kept = float(evaluation.kept.mean())
-    paper_mflops, true_mflops, paper_mbit = mean_network_cost(backbone, kept)
-    layout = BlockLayout.of(build(backbone).block_parameters())
-    return {
-        **evaluation.metrics(),
-        "paper_mflops": paper_mflops,
-        "true_mflops": true_mflops,
-        "paper_mbit": paper_mbit,
-        "payload_bytes": {e: kept * layout.encoded_bytes(e) for e in ENCODINGS},
+def _differences(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
+    """The system's figures less DeviceRec's, with intervals."""
+    found = {
+        f"ndcg@{TOP}": _difference(ndcg(ours.ranks), ndcg(theirs.ranks)),
+        f"hit@{TOP}": _difference(hit(ours.ranks), hit(theirs.ranks)),
     }
+    if ours.funnel is not None and theirs.funnel is not None:
+        own, other = ndcg(ours.funnel.ranks), ndcg(theirs.funnel.ranks)
+        found[f"funnel_ndcg@{TOP}"] = _difference(own, other)
+    return found
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:

@@ -84,11 +84,19 @@ def draw_cuts(logits: Tensor, probability: float) -> Tensor:
     if probability <= 0 or blocks == 1:
         return torch.zeros_like(logits, dtype=torch.bool)
     rank = logits.detach().argsort(dim=1, descending=True).argsort(dim=1)
-    budget = torch.randint(1, blocks, (batch, 1))
-    limited = torch.rand(batch, 1) < probability
+    budget = torch.randint(1, blocks, (batch, 1), device=logits.device)
+    limited = torch.rand(batch, 1, device=logits.device) < probability
     return limited & (rank >= budget)
 
 
 def apply_cuts(logits: Tensor, cuts: Tensor) -> Tensor:
     """Logits [B, L] as E' must see them: SKIP_LOGIT where a kept block is cut."""
     return torch.where(cuts & (logits >= 0), torch.full_like(logits, SKIP_LOGIT), logits)
+
+
+def draw_structure(
+    logits: Tensor, temperature: float, cut_probability: float
+) -> tuple[Tensor, Tensor]:
+    """Training's structure: (gates [B, L], logits as E' must see them [B, L])."""
+    cuts = draw_cuts(logits, cut_probability)
+    return sample_gates(logits, temperature) * ~cuts, apply_cuts(logits, cuts)

@@ -1,4 +1,4 @@
-"""What can be trained: the foundation, DeviceRec, Forward-OFA. `training.fit` runs any of them."""
+"""What can be trained. `training.fit` runs any task; `systems.py` says which a run needs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forward_ofa.ablations import ControllerOnly
 from forward_ofa.baselines.device_rec import DeviceRec
 from forward_ofa.batches import batches, training_sessions
 from forward_ofa.config import FoundationConfig, MethodConfig, TrainingConfig
@@ -20,8 +21,16 @@ from forward_ofa.evaluation import evaluate, hit, ndcg, user_batches
 from forward_ofa.foundation import Foundation, piece_counts, sequence_batches
 from forward_ofa.model import Batch, ForwardOFA
 from forward_ofa.objectives import compact_loss, next_item_loss, retrieval_loss
+from forward_ofa.ranking import RankingSystem
 
-Example = TypeVar("Example")
+
+class Movable(Protocol):
+    """A batch: it can be moved to where the system is."""
+
+    def to(self, device: Any) -> Any: ...
+
+
+Example = TypeVar("Example", bound=Movable)
 
 
 class Task(Protocol[Example]):
@@ -81,15 +90,18 @@ class FoundationTask:
     def validate(self) -> dict[str, float]:
         self.system.eval()
         stream = user_batches(self.data, "validation", self.extractor_history, 1)
-        parts = [self.system.ranks(b.history, b.lengths, b.targets[:, 0]) for b in stream]
-        ranks = torch.cat(parts).numpy()
+        device = self.system.items.weight.device
+        moved = (batch.to(device) for batch in stream)
+        parts = [self.system.ranks(b.history, b.lengths, b.targets[:, 0]) for b in moved]
+        ranks = torch.cat(parts).cpu().numpy()
         return {"ndcg@10": float(ndcg(ranks).mean()), "hit@10": float(hit(ranks).mean())}
 
 
-class _NetworkTask:
-    """What DeviceRec and Forward-OFA share: sessions as batches, the same validation."""
+class NetworkTask:
+    """What the tasks of ranking systems share: sessions as batches, the same validation, and the
+    next item's loss, which a task with more terms overrides."""
 
-    system: ForwardOFA | DeviceRec
+    system: RankingSystem
     data: SequenceDataset
     config: TrainingConfig
 
@@ -100,14 +112,24 @@ class _NetworkTask:
         stream = batches(self.data, sessions, size, history, window, rng)
         return math.ceil(len(sessions) / size), stream
 
+    def loss(self, batch: Batch, done: float) -> Tensor:
+        vectors = self.system.vectors(batch)
+        return next_item_loss(vectors, self.system.items.weight, batch.targets)
+
     def validate(self) -> dict[str, float]:
         found = evaluate(self.system, self.data, "validation")
-        kept = float(found.kept.mean())
+        kept = float(found.kept_blocks.mean())
         return {"ndcg@10": found.ndcg, "hit@10": found.hit, "mean_kept_blocks": kept}
 
 
+def start_items(system: RankingSystem, foundation: Foundation | None) -> None:
+    """Gives a system the foundation's item embeddings, if there is one."""
+    if foundation is not None:
+        system.items.load_state_dict(foundation.items.state_dict())
+
+
 @dataclass
-class DeviceRecTask(_NetworkTask):
+class DeviceRecTask(NetworkTask):
     """The dense network shared by all devices."""
 
     data: SequenceDataset
@@ -118,11 +140,9 @@ class DeviceRecTask(_NetworkTask):
     def __post_init__(self) -> None:
         self.name = "DeviceRec"
         torch.manual_seed(self.config.seed)
-        self.system: DeviceRec = DeviceRec(
-            self.data.num_items, self.method.backbone, self.method.dropout
-        )
-        if self.foundation is not None:
-            self.system.items.load_state_dict(self.foundation.items.state_dict())
+        method = self.method
+        self.system: DeviceRec = DeviceRec(self.data.num_items, method.backbone, method.dropout)
+        start_items(self.system, self.foundation)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -131,16 +151,13 @@ class DeviceRecTask(_NetworkTask):
             "foundation": self.foundation is not None,
         }
 
-    def loss(self, batch: Batch, done: float) -> Tensor:
-        vectors = self.system.vectors(batch)
-        return next_item_loss(vectors, self.system.items.weight, batch.targets)
-
 
 @dataclass
-class ForwardOFATask(_NetworkTask):
+class ForwardOFATask(NetworkTask):
     """Eq. 12, with the cloud's retrieval beside it.
 
     base: a trained DeviceRec to start from. foundation: where E, E' and retrieval start.
+    kind: ForwardOFA, or a variant of it that is trained the same way. name: of the system.
     """
 
     data: SequenceDataset
@@ -148,19 +165,21 @@ class ForwardOFATask(_NetworkTask):
     config: TrainingConfig
     base: DeviceRec | None = None
     foundation: Foundation | None = None
+    kind: type[ForwardOFA] = ForwardOFA
+    name: str = "Forward-OFA"
 
     def __post_init__(self) -> None:
-        self.name = "Forward-OFA"
         torch.manual_seed(self.config.seed)
-        self.system: ForwardOFA = ForwardOFA(self.data.num_items, self.method)
+        self.system: ForwardOFA = self.kind(self.data.num_items, self.method)
+        start_items(self.system, self.foundation)
         if self.foundation is not None:
-            self.system.items.load_state_dict(self.foundation.items.state_dict())
             self.foundation.start(self.system)
         if self.base is not None:
             start_from(self.system, self.base)
 
     def settings(self) -> dict[str, Any]:
         return {
+            "system": self.name,
             "method": dataclasses.asdict(self.method),
             "base": self.base is not None,
             "foundation": self.foundation is not None,
@@ -171,11 +190,52 @@ class ForwardOFATask(_NetworkTask):
         adaptation = system.adapt(batch)
         vectors = system.vectors(batch, adaptation)
         items = system.items.weight
-        strength = min(1.0, done / method.compact_warmup) if method.compact_warmup else 1.0
         loss = next_item_loss(vectors, items, batch.targets)
-        loss = loss + method.compact_weight * strength * compact_loss(adaptation.logits)
+        loss = loss + _compact_strength(method, done) * compact_loss(adaptation.logits)
         query = system.query(adaptation.interest)
         return loss + method.retrieval_weight * retrieval_loss(query, items, batch.targets)
+
+
+@dataclass
+class ControllerOnlyTask(NetworkTask):
+    """ "+controller": Eq. 12 without mapper and retrieval. base, foundation: where it starts."""
+
+    data: SequenceDataset
+    method: MethodConfig
+    config: TrainingConfig
+    base: DeviceRec | None = None
+    foundation: Foundation | None = None
+
+    def __post_init__(self) -> None:
+        self.name = "+controller"
+        torch.manual_seed(self.config.seed)
+        self.system: ControllerOnly = ControllerOnly(self.data.num_items, self.method)
+        start_items(self.system, self.foundation)
+        if self.foundation is not None:
+            gru = self.foundation.gru.state_dict()
+            self.system.controller.extractor.gru.load_state_dict(gru)
+        if self.base is not None:
+            self.system.load_state_dict(self.base.state_dict(), strict=False)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "system": self.name,
+            "method": dataclasses.asdict(self.method),
+            "base": self.base is not None,
+            "foundation": self.foundation is not None,
+        }
+
+    def loss(self, batch: Batch, done: float) -> Tensor:
+        logits, gates = self.system.choose(batch)
+        vectors = self.system.vectors(batch, gates)
+        loss = next_item_loss(vectors, self.system.items.weight, batch.targets)
+        return loss + _compact_strength(self.method, done) * compact_loss(logits)
+
+
+def _compact_strength(method: MethodConfig, done: float) -> float:
+    """lambda after this share of training."""
+    grown = min(1.0, done / method.compact_warmup) if method.compact_warmup else 1.0
+    return method.compact_weight * grown
 
 
 @torch.no_grad()

@@ -61,15 +61,18 @@ class Outcome:
         return float(sum(record["seconds"] for record in self.records))
 
 
-def fit(task: Task[Example], progress: Progress, checkpoint: Path | None = None) -> Outcome:
+def fit(
+    task: Task[Example], progress: Progress, checkpoint: Path | None = None, device: str = "cpu"
+) -> Outcome:
     """Trains the task's system in place; it ends with its best epoch's weights.
 
     checkpoint: a file that is written after each epoch; if it is there, training goes on
-    from it. Raises TrainingError when the loss is no longer finite, CheckpointError for a
-    file that is damaged or of another run, OSError when it cannot be written.
+    from it. device: where, as torch names it; the system stays there. Raises TrainingError
+    when the loss is no longer finite, CheckpointError for a file that is damaged or of another
+    run, OSError when it cannot be written.
     """
     keep_memory()
-    system, config = task.system, task.config
+    system, config = task.system.to(device), task.config
     rng = np.random.default_rng(config.seed)
     optimiser = _optimiser(task)
     best: dict[str, Tensor] = {}
@@ -107,6 +110,7 @@ def _train_epoch(
     progress: Progress,
 ) -> float:
     task.system.train()
+    device = next(task.system.parameters()).device
     steps, stream = task.epoch(rng)
     losses = []
     for index, batch in enumerate(stream):
@@ -114,7 +118,7 @@ def _train_epoch(
         rate = learning_rate(task.config, epoch * steps + index, done)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        value = _step(task, optimiser, batch, done)
+        value = _step(task, optimiser, batch.to(device), done)
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss became {value} in epoch {epoch + 1}: "
@@ -122,7 +126,7 @@ def _train_epoch(
             )
         losses.append(value)
         progress.step(value)
-    return float(np.mean(losses))
+    return float(np.mean(losses)) if losses else 0.0
 
 
 def _step(
@@ -139,19 +143,19 @@ def _step(
     return value
 
 
-def fit_seconds(task: Task[Example]) -> float:
+def fit_seconds(task: Task[Example], device: str = "cpu") -> float:
     """About how long `fit` will take, from a few steps. The task's system is spoilt by it.
 
     The median step counts: the first ones, and those that another program disturbs, are slow.
     """
     keep_memory()
-    task.system.train()
+    task.system.to(device).train()
     optimiser = _optimiser(task)
     steps, stream = task.epoch(np.random.default_rng(0))
     times = []
     for batch in itertools.islice(stream, 9):
         started = time.monotonic()
-        _step(task, optimiser, batch, 0.5)
+        _step(task, optimiser, batch.to(device), 0.5)
         times.append(time.monotonic() - started)
     return statistics.median(times) * steps * task.config.epochs if times else 0.0
 

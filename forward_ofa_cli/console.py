@@ -103,12 +103,16 @@ class TrainingProgress:
 
     def epoch(self, record: dict[str, Any]) -> None:
         hit = f"  Hit@10 {record['hit@10']:.4f}" if "hit@10" in record else ""
-        generated = self._stage == "Forward-OFA"
-        kept = f"  {record['mean_kept_blocks']:.2f} blocks" if generated else ""
+        chosen = "mean_kept_blocks" in record and self._stage != "DeviceRec"
+        kept = f"  {record['mean_kept_blocks']:.2f} blocks" if chosen else ""
+        # An epoch without steps tries settings instead.
+        made = f"loss {record['loss']:.3f}" if "rate" not in record else (
+            f"rate {record['rate']:g}, {record['steps']:g} steps"
+        )  # fmt: skip
         best = "  [green]best so far[/]" if record["best"] else ""
         self._out.print(
             f"  {self._stage} epoch {record['epoch']}  {duration(record['seconds'])}  "
-            f"loss {record['loss']:.3f}  validation NDCG@10 {record['ndcg@10']:.4f}"
+            f"{made}  validation NDCG@10 {record['ndcg@10']:.4f}"
             f"{hit}{kept}{best}",
             soft_wrap=True,
         )

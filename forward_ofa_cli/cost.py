@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from forward_ofa_cli.console import console as wide
 from forward_ofa_cli.errors import CommandError, Exit
+from forward_ofa_cli.train import Overrides, Setting, configured, overridden
+
+if TYPE_CHECKING:
+    from forward_ofa_device.backbones.contract import BackboneConfig
 
 
 def cost(
@@ -24,6 +29,11 @@ def cost(
         int | None,
         typer.Option(help="Items that E and E' read at a refresh; as --history if left out."),
     ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(help="One system's network instead, by its settings in the paper's recipe."),
+    ] = None,
+    settings: Setting = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything, every k of kept blocks, as JSON.")
     ] = False,
@@ -39,10 +49,14 @@ def cost(
 
     `forward-ofa cost --backbone sasrec --blocks 8 --history 50` is what a change would cost.
 
+    `forward-ofa cost --system sttd --set rank=32`
+
     `forward-ofa cost --json | jq .sasrec.full_network.paper_mflops`
     """
     from forward_ofa.cost import PAPER_BACKBONES, cost_table
 
+    if settings and system is None:
+        raise CommandError("--set: give the --system whose option it is.", Exit.USAGE)
     names = [config.name for config in PAPER_BACKBONES]
     if backbone is not None and backbone not in names:
         raise CommandError(f"--backbone {backbone}: use {' or '.join(names)}.", Exit.USAGE)
@@ -59,17 +73,74 @@ def cost(
                     hidden=hidden,
                     history=history,
                 )
-                tables[config.name] = cost_table(wanted, extracted)
+                if system is None:
+                    tables[config.name] = cost_table(wanted, extracted)
+                else:
+                    chosen = Overrides(settings=settings or ())
+                    tables[config.name] = _of_system(system, wanted, extracted, chosen)
             except ValueError as error:
                 raise CommandError(str(error), Exit.USAGE) from None
     if as_json:
         typer.echo(json.dumps(tables, indent=2))
+        return
+    if system is not None:
+        wide().print(_systems(tables))
         return
     console = Console(highlight=False)
     for name, table in tables.items():
         console.print(_networks(name, table))
         console.print(_modules(table))
         console.print()
+
+
+def _of_system(
+    name: str, backbone: BackboneConfig, extractor_history: int, given: Overrides
+) -> dict[str, Any]:
+    """What one device's network costs in a system, and what the device runs beside it.
+
+    Raises CommandError for an unknown system or option, ValueError for impossible settings.
+    """
+    from forward_ofa.cost import module_json
+    from forward_ofa.systems import system_named
+
+    config = configured("paper", backbone.name, system=name)
+    method = replace(config.method, backbone=backbone, extractor_history=extractor_history)
+    config = overridden(replace(config, method=method), given)
+    system = system_named(name)
+    return {
+        "system": name,
+        "title": system.title,
+        "backbone": backbone.name,
+        "blocks": backbone.blocks,
+        "options": None if config.options is None else dict(vars(config.options)),
+        "network": system.costs(config).means(),
+        "device_modules": module_json(system.build(config, 1).device_modules()),
+    }
+
+
+def _systems(tables: dict[str, dict[str, Any]]) -> Table:
+    title = next(iter(tables.values()))["title"]
+    shown = Table(
+        title=f"[bold]{title}[/]: a device's network, the dearest where devices have different "
+        "ones; and what runs at each refresh",
+        title_justify="left",
+    )
+    for column in (
+        "backbone", "blocks", "MFLOPs (paper)", "MFLOPs (true)", "Mbit (paper)", "Mbit (true)",
+        "refresh: MFLOPs", "M parameters",
+    ):  # fmt: skip
+        shown.add_column(column, justify="left" if column == "backbone" else "right")
+    for name, table in tables.items():
+        network, modules = table["network"], table["device_modules"]
+        keys = ("paper_mflops", "true_mflops", "paper_mbit", "true_mbit")
+        shown.add_row(
+            name,
+            str(table["blocks"]),
+            *(f"{network[key]:.4f}" for key in keys),
+            f"{modules['true_mflops']:.4f}",
+            f"{modules['mparameters']:.4f}",
+        )
+    return shown
 
 
 def _networks(name: str, table: dict[str, Any]) -> Table:

@@ -96,7 +96,7 @@ def _train(
     reuse: bool, out: Console,
 ) -> Run:  # fmt: skip
     from forward_ofa.checkpoint import CheckpointError
-    from forward_ofa.runs import RunError, load_run
+    from forward_ofa.runs import RunError, discard, load_run
 
     if reuse:
         run = load_run(folder)
@@ -110,8 +110,7 @@ def _train(
         return train_and_tell(data, config, folder, out, resume=True)
     except CheckpointError:
         out.print("  An interrupted demo with other settings is here: starting anew.")
-        for checkpoint in folder.glob("*.checkpoint"):
-            checkpoint.unlink()
+        discard(folder)
         return train_and_tell(data, config, folder, out, resume=True)
 
 

@@ -18,6 +18,7 @@ from forward_ofa_cli import (
     evaluate,
     publish,
     serve,
+    systems,
     token,
     train,
     versions,
@@ -62,8 +63,8 @@ app = typer.Typer(
 forward pass of the cloud and with no training on the phone.
 
 In the order in which one uses them: **demo** shows everything; **data** lists public logs;
-**train**, **evaluate**, **publish**, **versions**, **serve**, **token**, **device**; **cost** is
-the accounting.
+**systems**, **train**, **evaluate**, **publish**, **versions**, **serve**, **token**, **device**;
+**cost** is the accounting.
 
 **Exit codes**
 
@@ -91,6 +92,7 @@ _PASS_ON: dict[str, Any] = {
 app.command("demo")(demo.demo)
 app.command("data")(data.data)
 app.command("train")(train.train)
+app.command("systems")(systems.systems)
 app.command("evaluate")(evaluate.evaluate)
 app.command("publish")(publish.publish)
 app.add_typer(versions.app, name="versions")

@@ -62,44 +62,72 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
 
 
 def systems(report: dict[str, Any]) -> Section:
-    """Forward-OFA's networks against the one dense network, from a run's report."""
-    ours, theirs = report["systems"]["forward-ofa"], report["systems"]["device-rec"]
-    difference = report["difference"]
-    blocks, count = len(ours["block_usage"]), ours["candidates"]
-    figures = (
-        ("NDCG@10, all items ranked", "ndcg@10"),
-        ("Hit@10, all items ranked", "hit@10"),
-        (f"NDCG@10, funnel of {count} candidates", "funnel_ndcg@10"),
-        (f"Hit@10, funnel of {count} candidates", "funnel_hit@10"),
+    """A run's system against the one dense network for all, if the run has one."""
+    from forward_ofa.systems import DEVICE_REC, SYSTEMS
+
+    title = SYSTEMS[report["system"]].title
+    ours, theirs = report["systems"][report["system"]], report["systems"].get(DEVICE_REC)
+    if "difference" not in report:
+        theirs = None
+    heading = (
+        ["", title] if theirs is None else ["", title, SYSTEMS[DEVICE_REC].title, "difference"]
     )
-    costs = (
+    rows = [heading]
+    for name, key, text in _rows(ours):
+        rows.append([name, text.format(ours[key])] if theirs is None else
+                    [name, *_pair(ours[key], theirs[key], text)])  # fmt: skip
+    if "payload_bytes" in ours:
+        sent = [figures["payload_bytes"]["float16"] for figures in (ours, theirs) if figures]
+        pair = [f"{sent[0]:,.0f}"] if theirs is None else _pair(sent[0], sent[1], "{:,.0f}")
+        rows.append(["bytes of parameters, float16", *pair])
+    against = "" if theirs is None else " against one dense network for all"
+    return Section(f"{title}{against}", table=rows, notes=_notes(report, ours))
+
+
+def _rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What a report says of a system: title, key, format."""
+    blocks, count = len(figures["block_usage"]), figures.get("candidates")
+    quality = _FIGURES + (_FUNNEL if count is not None else ())
+    return [
+        *((name.format(count=count), key, "{:.4f}") for name, key in quality),
         (f"blocks on the device, of {blocks} (mean)", "mean_kept_blocks", "{:.2f}"),
         ("MFLOPs an inference (paper's count)", "paper_mflops", "{:.4f}"),
         ("MFLOPs an inference (true)", "true_mflops", "{:.4f}"),
         ("Mbit of parameters (paper's count)", "paper_mbit", "{:.4f}"),
-    )
-    rows = [["", "Forward-OFA", "DeviceRec", "difference"]]
-    for title, key in figures:
-        rows.append([title, *_pair(ours[key], theirs[key], "{:.4f}")])
-    for title, key, text in costs:
-        rows.append([title, *_pair(ours[key], theirs[key], text)])
-    sent = [system["payload_bytes"]["float16"] for system in (ours, theirs)]
-    rows.append(["bytes of parameters, float16", *_pair(sent[0], sent[1], "{:,.0f}")])
-    intervals = "; ".join(
-        f"{title.partition(',')[0]}{' in the funnel' if 'funnel' in key else ''} "
-        f"{difference[key]['low']:+.4f} to {difference[key]['high']:+.4f}"
-        for title, key in figures
-        if key in difference
-    )
-    notes = (
-        f"{ours['users']:,} users, {report['split']} split. DeviceRec is one dense network for all "
-        "devices, trained under the same protocol.",
-        f"95 % intervals of the differences (paired bootstrap over users): {intervals}.",
-        f"In the funnel both rerank the same {count} candidates, which the cloud retrieves from h "
-        f"alone; {ours['retrieval_recall']:.1%} of the users' next items are unseen and among "
-        "them.",
-    )
-    return Section("Forward-OFA against one dense network for all", table=rows, notes=notes)
+        ("Mbit of parameters (true)", "true_mbit", "{:.4f}"),
+    ]
+
+
+_FIGURES = (("NDCG@10, all items ranked", "ndcg@10"), ("Hit@10, all items ranked", "hit@10"))
+_FUNNEL = (
+    ("NDCG@10, funnel of {count} candidates", "funnel_ndcg@10"),
+    ("Hit@10, funnel of {count} candidates", "funnel_hit@10"),
+)
+
+
+def _notes(report: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    users = f"{ours['users']:,} users, {report['split']} split."
+    difference = report.get("difference")
+    if difference is not None:
+        users += " DeviceRec is one dense network for all devices, trained under the same protocol."
+    notes = [users]
+    if difference is not None:
+        intervals = "; ".join(
+            f"{name.partition(',')[0]}{' in the funnel' if 'funnel' in key else ''} "
+            f"{difference[key]['low']:+.4f} to {difference[key]['high']:+.4f}"
+            for name, key in (*_FIGURES, *_FUNNEL)
+            if key in difference
+        )
+        notes.append(
+            f"95 % intervals of the differences (paired bootstrap over users): {intervals}."
+        )
+    if "candidates" in ours:
+        both = "In the funnel both rerank the same" if difference is not None else "The funnel has"
+        notes.append(
+            f"{both} {ours['candidates']} candidates, which the cloud retrieves from h alone; "
+            f"{ours['retrieval_recall']:.1%} of the users' next items are unseen and among them."
+        )
+    return notes
 
 
 def _pair(ours: float, theirs: float, text: str) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from forward_ofa.runs import Run
 
 RunDir = Annotated[Path, typer.Option("--run-dir", help="The run's folder.")]
+System = Annotated[
+    str,
+    typer.Option(help="What to train: forward-ofa, or a system to compare with (systems lists)."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: a GPU if there is one.")]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="An option of the system's own; may be repeated."
+    ),
+]
 
 
 @source.with_source
@@ -29,23 +40,36 @@ def train(
     log: source.Source,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="The run's folder; left out: runs/LOG-BACKBONE."),
+        typer.Option(help="The run's folder; left out: runs/LOG-BACKBONE, or -SYSTEM behind it."),
     ] = None,
+    system: System = "forward-ofa",
     recipe: Annotated[
         str, typer.Option(help="default (minutes), paper (its settings, hours) or quick (seconds).")
     ] = "default",
     backbone: Annotated[str, typer.Option(help="sasrec or nextitnet.")] = "sasrec",
+    device: Device = "auto",
+    base_run: Annotated[
+        Path | None,
+        typer.Option(help="A run of the same log, backbone and seed: take its foundation and "
+                     "DeviceRec instead of training them again."),
+    ] = None,
+    compare: Annotated[
+        bool | None,
+        typer.Option("--compare/--no-compare", help="Train DeviceRec too, to compare with; on "
+                     "unless the recipe says otherwise.", show_default=False),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --run-dir where it stopped.")
     ] = False,
-    epochs: Annotated[int | None, typer.Option(help="Of Forward-OFA.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of the system.")] = None,
     device_rec_epochs: Annotated[int | None, typer.Option(help="Of DeviceRec.")] = None,
     foundation_epochs: Annotated[
         int | None, typer.Option(help="Of the foundation, in recipes that have one.")
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of DeviceRec and Forward-OFA.")
+        float | None, typer.Option(help="Of DeviceRec and the system.")
     ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Of the system: networks a step.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
     blocks: Annotated[int | None, typer.Option(help="L, blocks of the backbone.")] = None,
     hidden: Annotated[int | None, typer.Option(help="d, width.")] = None,
@@ -61,34 +85,28 @@ def train(
         int | None,
         typer.Option(help="Items retrieved in the funnel's evaluation; serve has its own option."),
     ] = None,
+    settings: Setting = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="The report as JSON on stdout, the rest on stderr.")
     ] = False,
-) -> None:
-    """Train DeviceRec and Forward-OFA on a log, choose epochs on validation, test once.
+) -> None:  # fmt: skip
+    """Train a system and DeviceRec on a log, choose epochs on validation, test once.
 
     Examples:
 
     `forward-ofa train --data ml-1m --run-dir runs/ml-1m`
 
+    `forward-ofa train --data ml-1m --system duet --base-run runs/ml-1m`
+
     `forward-ofa train --data log.csv --item-column sku --epochs 5`
 
     `forward-ofa train --run-dir runs/ml-1m --resume`  goes on with log and settings as they were.
     """
-    out = console(stderr=as_json)
-    begun = run_dir if resume and resumable(run_dir) else None
-    if begun is not None:
-        chosen = source.remembered(begun, log.data)
-        prepared = chosen.load(out)
-        config = stored_config(begun)
-    else:
-        chosen = log
-        configured(recipe, backbone)  # an unknown one is refused before a long log is read
-        prepared = chosen.load(out)
-        config = configured(recipe, backbone, prepared.num_interactions)
-    config = overridden(
-        config,
-        forward_ofa={"epochs": epochs, "learning_rate": learning_rate, "seed": seed},
+    given = Overrides(
+        training={
+            "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size,
+            "seed": seed,
+        },
         device_rec={"epochs": device_rec_epochs, "learning_rate": learning_rate, "seed": seed},
         foundation={"epochs": foundation_epochs, "seed": seed},
         method={
@@ -97,10 +115,73 @@ def train(
             "temperature": temperature,
         },
         backbone={"blocks": blocks, "hidden": hidden, "history": history},
-        run={"candidates": candidates},
-    )
-    folder = run_dir or Path("runs") / f"{prepared.name}-{config.method.backbone.name}"
-    if not resume and (folder / "config.json").exists():
+        run={"candidates": candidates, "compare": compare},
+        settings=settings or (),
+    )  # fmt: skip
+    out = console(stderr=as_json)
+    place = Place(run_dir, resume, base_run, device)
+    run = _train(log, given, Base(recipe, backbone, system), place, out)
+    if as_json:
+        typer.echo(json.dumps(run.report, indent=2))
+        return
+    out.print()
+    show(out, [systems(run.report)])
+    out.print(f"The run is in {run.folder}.", end="")
+    if run.config.system == "forward-ofa":
+        out.print(f" Next: forward-ofa publish --run-dir {run.folder}", end="")
+    out.print()
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a configuration starts from, before options change it."""
+
+    recipe: str
+    backbone: str
+    system: str = "forward-ofa"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is kept, whether it goes on, what it takes over, where it computes."""
+
+    run_dir: Path | None
+    resume: bool
+    base_run: Path | None
+    device: str
+
+
+Given = Mapping[str, int | float | None]
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Options that were given; None: as the recipe has it. settings: texts NAME=VALUE."""
+
+    training: Given = field(default_factory=dict)
+    device_rec: Given = field(default_factory=dict)
+    foundation: Given = field(default_factory=dict)
+    method: Given = field(default_factory=dict)
+    backbone: Given = field(default_factory=dict)
+    run: Given = field(default_factory=dict)
+    settings: Sequence[str] = ()
+
+
+def _train(chosen: source.Source, given: Overrides, base: Base, place: Place, out: Console) -> Run:
+    device = device_named(place.device)
+    begun = place.run_dir if place.resume and resumable(place.run_dir) else None
+    if begun is not None:
+        chosen = source.remembered(begun, chosen.data)
+        config = overridden(stored_config(begun), given)
+        prepared = chosen.load(out)
+    else:
+        # What cannot be is refused before a long log is read.
+        overridden(configured(base.recipe, base.backbone, system=base.system), given)
+        prepared = chosen.load(out)
+        size = prepared.num_interactions
+        config = overridden(configured(base.recipe, base.backbone, size, base.system), given)
+    folder = place.run_dir or Path("runs") / run_name(prepared.name, config)
+    if not place.resume and (folder / "config.json").exists():
         raise CommandError(
             f"{folder} holds a run already: add --resume to go on with it, or give another "
             "--run-dir",
@@ -108,19 +189,26 @@ def train(
         )
     if begun is None:
         chosen.remember(folder, prepared.name)
-    run = train_and_tell(prepared, config, folder, out, resume)
+    run = train_and_tell(prepared, config, folder, out, place.resume, place.base_run, device)
     # Of a run that goes on, only after it was found to be of this log.
     chosen.remember(folder, prepared.name)
-    if as_json:
-        typer.echo(json.dumps(run.report, indent=2))
-        return
-    out.print()
-    show(out, [systems(run.report)])
-    out.print(f"The run is in {folder}. Next: forward-ofa publish --run-dir {folder}")
+    return run
+
+
+def run_name(log: str, config: RunConfig) -> str:
+    """The folder below runs/ of a run that was given none."""
+    suffix = "" if config.system == "forward-ofa" else f"-{config.system}"
+    return f"{log}-{config.method.backbone.name}{suffix}"
 
 
 def train_and_tell(
-    data: SequenceDataset, config: RunConfig, folder: Path, out: Console, resume: bool
+    data: SequenceDataset,
+    config: RunConfig,
+    folder: Path,
+    out: Console,
+    resume: bool,
+    base: Path | None = None,
+    device: str = "cpu",
 ) -> Run:
     """Train with protocol card and ETA first, then bars, then one line an epoch."""
     from forward_ofa.report import protocol
@@ -128,18 +216,35 @@ def train_and_tell(
 
     for line in protocol(data, config):
         note(out, line)
-    out.print(f"  Training takes about {duration(estimate_seconds(data, config))} on this machine.")
+    if base is not None:
+        note(out, f"foundation and DeviceRec: those of the run in {base}")
+    begun = folder if resume else None
+    seconds = estimate_seconds(data, config, begun, base, device)
+    where = "this machine" if device == "cpu" else f"{device} of this machine"
+    out.print(f"  Training takes about {duration(seconds)} on {where}.")
     with TrainingProgress(out) as progress:
-        return train_run(data, config, folder, progress, resume)
+        return train_run(data, config, folder, progress, resume, base, device)
 
 
-def configured(recipe_name: str, backbone: str, interactions: int = 0) -> RunConfig:
+def device_named(name: str) -> str:
+    """As torch names it; raises CommandError (usage) for a GPU that is not there."""
+    from forward_ofa.devices import find_device
+
+    try:
+        return find_device(name)
+    except ValueError as error:
+        raise CommandError(str(error), Exit.USAGE) from None
+
+
+def configured(
+    recipe_name: str, backbone: str, interactions: int = 0, system: str = "forward-ofa"
+) -> RunConfig:
     """A recipe for a log of that size; raises CommandError (usage) for an unknown one."""
     from forward_ofa.recipes import recipe
     from forward_ofa_device.backbones import build
 
     try:
-        config = recipe(recipe_name, backbone, interactions)
+        config = recipe(recipe_name, backbone, interactions, system)
         build(config.method.backbone)
     except ValueError as error:
         raise CommandError(str(error), Exit.USAGE) from None
@@ -172,41 +277,65 @@ def stored_config(folder: Path) -> RunConfig:
         ) from None
 
 
-Given = Mapping[str, int | float | None]
-
-
-def overridden(
-    config: RunConfig,
-    *,
-    forward_ofa: Given,
-    device_rec: Given,
-    foundation: Given,
-    method: Given,
-    backbone: Given,
-    run: Given,
-) -> RunConfig:
+def overridden(config: RunConfig, given: Overrides) -> RunConfig:
     """`config` with the values that were given; raises CommandError for impossible ones."""
-
-    def chosen(values: Given) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if value is not None}
-
     first = config.foundation
-    if first is None and foundation.get("epochs") is not None:
+    if first is None and given.foundation.get("epochs") is not None:
         raise CommandError("--foundation-epochs: this recipe has no foundation", Exit.USAGE)
+    _refuse_unread(config, given)
     try:
         if first is not None:
-            first = replace(first, training=replace(first.training, **chosen(foundation)))
+            training = replace(first.training, **_chosen(given.foundation))
+            first = replace(first, training=training)
+        training = replace(config.training, **_chosen(given.training))
+        device_rec = replace(config.device_rec, **_chosen(given.device_rec))
+        if config.system == "device-rec":  # one training, whichever option named it
+            device_rec = replace(device_rec, **_chosen(given.training))
+            training = device_rec
+        backbone = replace(config.method.backbone, **_chosen(given.backbone))
         return replace(
             config,
             foundation=first,
-            forward_ofa=replace(config.forward_ofa, **chosen(forward_ofa)),
-            device_rec=replace(config.device_rec, **chosen(device_rec)),
-            method=replace(
-                config.method,
-                backbone=replace(config.method.backbone, **chosen(backbone)),
-                **chosen(method),
-            ),
-            **chosen(run),
+            training=training,
+            device_rec=device_rec,
+            method=replace(config.method, backbone=backbone, **_chosen(given.method)),
+            options=_options(config, given.settings),
+            **_chosen(given.run),
         )
     except ValueError as error:
         raise CommandError(str(error), Exit.USAGE) from None
+
+
+def _refuse_unread(config: RunConfig, given: Overrides) -> None:
+    """Raises CommandError for an option that the system would not read."""
+    from forward_ofa.systems import system_named
+
+    system = system_named(config.system)
+    unread = [name for name in _chosen(given.method) if name not in system.reads]
+    if not system.own_steps:
+        unread += [name for name in ("epochs", "batch_size") if name in _chosen(given.training)]
+    if unread:
+        raise CommandError(
+            f"--{unread[0].replace('_', '-')}: {system.title} has no use for it; "
+            "`forward-ofa systems` lists what it has",
+            Exit.USAGE,
+        )
+
+
+def _chosen(values: Given) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _options(config: RunConfig, settings: Sequence[str]) -> Any:
+    """The system's own options with those of `--set`; raises ValueError for impossible ones."""
+    from forward_ofa.systems import options_of, system_named
+
+    if not settings:
+        return config.options
+    raw = {} if config.options is None else dict(vars(config.options))
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set {text}: give NAME=VALUE")
+        raw[name.strip().replace("-", "_")] = value.strip()
+    return options_of(system_named(config.system), raw)

@@ -34,7 +34,7 @@ class NumpyOps:
     def mask(self, x: Array, keep: Array, value: float) -> Array:
         return np.where(keep, x, np.float32(value))
 
-    def causal(self, length: int) -> Array:
+    def causal(self, length: int, like: Array) -> Array:
         return np.tri(length, dtype=bool)
 
     def taps(self, x: Array, width: int, dilation: int) -> Array:

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 from forward_ofa.assembly import run_blocks
 from forward_ofa.model import Batch, item_table
 from forward_ofa.ops import TorchOps
+from forward_ofa.ranking import RankingSystem
 from forward_ofa.structure_mapper import initialise
 from forward_ofa_device.backbones import build
 from forward_ofa_device.backbones.contract import BackboneConfig
 
 
-class DeviceRec(nn.Module):
+class DeviceRec(RankingSystem):
     """All L blocks of the backbone with ordinary trained parameters."""
 
     def __init__(self, items: int, config: BackboneConfig, dropout: float) -> None:
@@ -26,16 +27,6 @@ class DeviceRec(nn.Module):
         )
         self.shared = nn.ParameterList(initialise(spec) for spec in shared)
 
-    def train(self, mode: bool = True) -> DeviceRec:
-        super().train(mode)
-        self.ops.training = mode
-        return self
-
-    @property
-    def extractor_history(self) -> int:
-        """It has no extractors; one item keeps batches small."""
-        return 1
-
     def block_parameters(self, index: int) -> dict[str, Tensor]:
         """The parameters of one block under the backbone's names."""
         names = [spec.name for spec in self.backbone.block_parameters()]
@@ -48,8 +39,8 @@ class DeviceRec(nn.Module):
         names = [spec.name for spec in self.backbone.shared_parameters()]
         return dict(zip(names, self.shared, strict=True))
 
-    def vectors(self, batch: Batch) -> Tensor:
-        """Outputs [B, M, D] for all windows."""
+    def vectors(self, batch: Batch, gates: Tensor | None = None) -> Tensor:
+        """Outputs [B, M, D] for all windows. gates [B, L]: 1 = block kept; None: all are."""
         return run_blocks(
             self.backbone,
             self.ops,
@@ -57,4 +48,5 @@ class DeviceRec(nn.Module):
             batch.windows > 0,
             self.block_parameters,
             self.shared_parameters(),
+            gates,
         )

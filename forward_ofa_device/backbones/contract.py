@@ -110,8 +110,8 @@ class Ops(Protocol):
     def mask(self, x: Array, keep: Array, value: float) -> Array:
         """x where `keep` (broadcast), `value` elsewhere."""
 
-    def causal(self, length: int) -> Array:
-        """[length, length] booleans: row t may see columns up to t."""
+    def causal(self, length: int, like: Array) -> Array:
+        """[length, length] booleans where `like` is: row t may see columns up to t."""
 
     def taps(self, x: Array, width: int, dilation: int) -> Array:
         """Causal convolution's input: x [.., T, D] -> [.., T, width * D].

@@ -70,7 +70,7 @@ class SASRec:
         value = self._heads(ops.linear(key_input, own["value.weight"], own["value.bias"]))
         scores = query @ key.swapaxes(-1, -2) / math.sqrt(self.config.hidden // self.config.heads)
         # A padded query row sees nothing valid; a finite value keeps its softmax finite.
-        visible = ops.causal(self.config.history) & valid[..., None, None, :]
+        visible = ops.causal(self.config.history, valid) & valid[..., None, None, :]
         weights = ops.softmax(ops.mask(scores, visible, -1e9))
         mixed = (weights @ value).swapaxes(-2, -3)
         return mixed.reshape(*mixed.shape[:-2], self.config.hidden)

@@ -53,7 +53,7 @@ def published(system: ForwardOFA, data: SequenceDataset, tmp_path: Path) -> Publ
     config = RunConfig(system.config, training, training, warm_start=False)
     other = DeviceRec(data.num_items, system.backbone.config, 0.0)
     report = {"protocol": [], "systems": {"forward-ofa": {}}}
-    run = Run(tmp_path, config, {}, other, system, report)
+    run = Run(tmp_path, config, {}, system, other, report)
     registry = FileRegistry(tmp_path / "registry")
     staging = registry.staging()
     export_version(run, data, staging)
@@ -65,18 +65,18 @@ def test_evaluation_ranks_as_devices_do(
     split: str, system: ForwardOFA, data: SequenceDataset, published: PublishedVersion
 ) -> None:
     expected = evaluate(system, data, split, COUNT)
-    assert len(set(expected.kept.tolist())) > 2, "the test's paths differ"
+    assert len(set(expected.kept_blocks.tolist())) > 2, "the test's paths differ"
     ranks, kept = live(data, published, {"validation": 2, "test": 1}[split])
-    assert kept == expected.kept.tolist()
+    assert kept == expected.kept_blocks.tolist()
     # Float32 sums in another order may swap two items that score nearly the same.
-    assert np.mean(np.array(ranks) == expected.funnel_ranks) > 0.98
+    assert np.mean(np.array(ranks) == expected.funnel.ranks) > 0.98
     check(expected)
 
 
 def check(found: Evaluation) -> None:
-    assert found.candidates == COUNT
-    assert found.recall == np.mean(found.funnel_ranks > 0)
-    assert 0 < found.recall < 1
+    assert found.funnel.candidates == COUNT
+    assert found.funnel.recall == np.mean(found.funnel.ranks > 0)
+    assert 0 < found.funnel.recall < 1
 
 
 def generate(mapped: MappedVersion, block: int, interest: np.ndarray) -> list[bytes]:

@@ -36,7 +36,7 @@ from tests.support.logs import training_targets
 TINY = RunConfig(
     method=MethodConfig(BackboneConfig("sasrec", blocks=2, hidden=8, heads=1), extractor_history=6),
     device_rec=TrainingConfig(epochs=2, batch_size=128),
-    forward_ofa=TrainingConfig(epochs=3, batch_size=64, targets_per_network=8),
+    training=TrainingConfig(epochs=3, batch_size=64, targets_per_network=8),
     warm_start=True,
     foundation=FoundationConfig(TrainingConfig(epochs=2, batch_size=16), length=20),
     candidates=20,
@@ -237,7 +237,7 @@ def test_an_unknown_recipe_names_those_that_there_are() -> None:
 
 def test_larger_logs_get_fewer_epochs() -> None:
     small, middle, large = (recipe("default", "sasrec", n) for n in (50_000, 500_000, 10**9))
-    epochs = [(c.foundation.training.epochs, c.forward_ofa.epochs) for c in (small, middle, large)]
+    epochs = [(c.foundation.training.epochs, c.training.epochs) for c in (small, middle, large)]
     assert epochs[0] > epochs[1] > epochs[2] >= (1, 1)
 
 

@@ -46,9 +46,9 @@ def test_overrides_reach_the_run(trained):
     assert config["method"]["backbone"]["blocks"] == 3
     assert config["method"]["backbone"]["hidden"] == 16
     assert config["candidates"] == 20
-    for system in ("forward_ofa", "device_rec"):
+    for system in ("training", "device_rec"):
         assert (config[system]["seed"], config[system]["learning_rate"]) == (7, 0.002)
-    assert (config["forward_ofa"]["epochs"], config["device_rec"]["epochs"]) == (2, 1)
+    assert (config["training"]["epochs"], config["device_rec"]["epochs"]) == (2, 1)
     card = json.loads((trained[0] / "run" / "data.json").read_text())
     assert (card["filter"]["min_user"], card["filter"]["min_item"]) == (5, 2)
 
