@@ -101,7 +101,7 @@ def measure(log: Path, cache: Path) -> dict[str, Any]:
             next(stream)
     with phase("steps"):
         config = recipe("paper", BACKBONE, data.num_interactions)
-        fit_seconds(ForwardOFATask(data, config.method, config.forward_ofa))
+        fit_seconds(ForwardOFATask(data, config.method, config.training))
     return {
         "phases": told,
         "users": data.num_users,
