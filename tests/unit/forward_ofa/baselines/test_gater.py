@@ -103,7 +103,7 @@ def test_a_higher_price_closes_more_filters(
     config = dataclasses.replace(config, learning_rate=0.03, batch_size=32)
     shares = []
     for weight in (0.0, 30.0):
-        options = GaterOptions(gate_weight=weight, warmup=0.0, open_bias=1.0)
+        options = GaterOptions(gate_weight=weight, warmup=0.0, open_share=1e-9, open_bias=1.0)
         task = GaterTask(data, method, config, options)
         assert set(gradients(task, batch)) == {name for name, _ in task.system.named_parameters()}
         records = trained(task)
@@ -118,11 +118,32 @@ def test_a_higher_price_closes_more_filters(
     assert shares[1] < shares[0] - 0.1
 
 
+def test_the_price_presses_towards_the_share_and_grows() -> None:
+    gates = torch.tensor([[1.0, 1.0, 0.5, 0.0]], requires_grad=True)
+    logits = torch.tensor([[2.0, 1.0, 0.1, -1.0]])  # three of four are open
+    options = GaterOptions(gate_weight=2.0, warmup=0.5, open_share=0.7)
+    assert options.price(gates, logits, 1.0, "sasrec").item() == pytest.approx(2 * 0.625)
+    assert options.price(gates, logits, 0.25, "sasrec").item() == pytest.approx(0.625)
+    options.price(gates, logits, 1.0, "sasrec").backward()
+    torch.testing.assert_close(gates.grad, torch.full((1, 4), 0.5))
+    assert GaterOptions(open_share=0.75).price(gates, logits, 1.0, "sasrec") == 0
+    # By default the paper's shares: three quarters are below SASRec's and above NextItNet's.
+    assert GaterOptions().price(gates, logits, 1.0, "sasrec") < 0
+    assert GaterOptions().price(gates, logits, 1.0, "nextitnet") > 0
+
+
+def test_filters_close_down_to_their_share(data, method, config, trained) -> None:
+    config = dataclasses.replace(config, batch_size=32)
+    options = GaterOptions(gate_weight=1.0, warmup=0.0, open_share=0.8, open_bias=1.0)
+    records = trained(GaterTask(data, method, config, options))
+    assert 0.75 < records[-1]["live_filters"] < 0.87
+
+
 def test_filters_that_were_dropped_stay_closed(data, method, batch) -> None:
     system = Gater(data.num_items, method.backbone, 0.0, GaterOptions(open_bias=9.0)).eval()
-    assert system.filters(batch).all()
+    assert system.filters(system.logits(batch)).all()
     system.used[::2] = False
-    filters = system.filters(batch)
+    filters = system.filters(system.logits(batch))
     assert not filters[..., ::2].any() and filters[..., 1::2].all()
     networks = system.networks(batch)
     assert networks.kept.all()
@@ -135,13 +156,15 @@ def test_gates_depend_on_the_window_and_not_on_its_padding(data, method, batch) 
     system = Gater(data.num_items, method.backbone, 0.0, options).eval()
     with torch.no_grad():
         system.items.weight[1:].normal_()
-    filters = system.filters(batch)
+    filters = system.filters(system.logits(batch))
     assert len(torch.unique(filters.flatten(0, 1), dim=0)) > 1
-    again = system.filters(dataclasses.replace(batch, windows=batch.windows[:, :1]))
+    again = system.filters(system.logits(dataclasses.replace(batch, windows=batch.windows[:, :1])))
     assert torch.equal(again[:, 0], filters[:, 0])
 
 
-@pytest.mark.parametrize("wrong", [{"bottleneck": 0}, {"gate_weight": -1.0}, {"warmup": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"bottleneck": 0}, {"gate_weight": -1.0}, {"warmup": 1.0}, {"open_share": 1.1}]
+)
 def test_bad_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="must"):
         GaterOptions(**wrong)
