@@ -18,6 +18,23 @@ from torch import nn
 from forward_ofa.ablations import ControllerOnly, MapperOnly, WithoutStructuralVector
 from forward_ofa.baselines.device_rec import DeviceRec
 from forward_ofa.baselines.finetune import Finetune, FinetuneOptions, FinetuneTask
+from forward_ofa.baselines.gater import Gater, GaterOptions, GaterTask, open_costs
+from forward_ofa.baselines.litepred import (
+    LitePred,
+    LitePredOptions,
+    LitePredTask,
+    Supernet,
+    SupernetTask,
+)
+from forward_ofa.baselines.rare_gem import (
+    GemSearch,
+    GemSearchTask,
+    RareGem,
+    RareGemOptions,
+    RareGemTask,
+    kept_costs,
+)
+from forward_ofa.baselines.sttd import STTD, STTDOptions, STTDTask, sttd_costs
 from forward_ofa.config import MethodConfig, Options, RunConfig
 from forward_ofa.cost import Costs, block_costs
 from forward_ofa.data.sequences import SequenceDataset
@@ -36,6 +53,8 @@ from forward_ofa.tasks import (
 FOUNDATION = "foundation"
 DEVICE_REC = "device-rec"
 FORWARD_OFA = "forward-ofa"
+GEM_SEARCH = "rare-gem-search"
+SUPERNET = "litepred-supernet"
 
 _CHOICE = ("temperature", "compact_weight", "compact_warmup", "keep_bias", "cut_probability")
 _STRUCTURE = ("extractor_history", *_CHOICE)
@@ -193,6 +212,89 @@ def _build_finetune(config: RunConfig, items: int) -> Finetune:
     return Finetune(items, config.method, options_as(config, FinetuneOptions))
 
 
+def _rare_gem_search(context: Context) -> GemSearchTask:
+    config = context.config
+    return GemSearchTask(
+        context.data, config.method, config.training, options_as(config, RareGemOptions),
+        context.foundation,
+    )  # fmt: skip
+
+
+def _rare_gem(context: Context) -> RareGemTask:
+    config, search = context.config, context.trained[GEM_SEARCH]
+    assert isinstance(search, GemSearch)
+    options = options_as(config, RareGemOptions)
+    return RareGemTask(context.data, config.method, config.training, options, search)
+
+
+def _rare_gem_costs(config: RunConfig) -> Costs:
+    return kept_costs(config.method.backbone, options_as(config, RareGemOptions))
+
+
+def _build_rare_gem(config: RunConfig, items: int) -> RareGem:
+    return RareGem(items, config.method.backbone, config.method.dropout)
+
+
+def _sttd(context: Context) -> STTDTask:
+    config = context.config
+    return STTDTask(
+        context.data, config.method, config.training, options_as(config, STTDOptions),
+        context.device_rec, context.foundation,
+    )  # fmt: skip
+
+
+def _sttd_costs(config: RunConfig) -> Costs:
+    return sttd_costs(config.method.backbone, options_as(config, STTDOptions))
+
+
+def _build_sttd(config: RunConfig, items: int) -> STTD:
+    method = config.method
+    return STTD(items, method.backbone, method.dropout, options_as(config, STTDOptions))
+
+
+def _gater(context: Context) -> GaterTask:
+    config = context.config
+    return GaterTask(
+        context.data, config.method, config.training, options_as(config, GaterOptions),
+        context.foundation,
+    )  # fmt: skip
+
+
+def _gater_costs(config: RunConfig) -> Costs:
+    return open_costs(config.method.backbone, options_as(config, GaterOptions))
+
+
+def _build_gater(config: RunConfig, items: int) -> Gater:
+    method = config.method
+    return Gater(items, method.backbone, method.dropout, options_as(config, GaterOptions))
+
+
+def _supernet(context: Context) -> SupernetTask:
+    config = context.config
+    return SupernetTask(
+        context.data, config.method, config.training, options_as(config, LitePredOptions),
+        context.foundation,
+    )  # fmt: skip
+
+
+def _litepred(context: Context) -> LitePredTask:
+    config, supernet = context.config, context.trained[SUPERNET]
+    assert isinstance(supernet, Supernet)
+    options = options_as(config, LitePredOptions)
+    return LitePredTask(context.data, config.method, config.training, options, supernet)
+
+
+def _litepred_costs(config: RunConfig) -> Costs:
+    backbone = config.method.backbone
+    most = options_as(config, LitePredOptions).most_blocks(backbone)
+    return block_costs(backbone, np.array([most]))
+
+
+def _build_litepred(config: RunConfig, items: int) -> LitePred:
+    method = config.method
+    return LitePred(items, method.backbone, method.dropout, options_as(config, LitePredOptions))
+
+
 _ALL = (
     _generated(
         FORWARD_OFA, "Forward-OFA", "a network for each device, in structure and parameters",
@@ -206,6 +308,24 @@ _ALL = (
         "finetune", "Finetune", "DeviceRec, tuned by each device on its own history",
         _finetune, _build_finetune, options=FinetuneOptions, needs_device_rec=True,
         own_steps=False,
+    ),
+    System(
+        "rare-gem", "Rare Gem", "a sparse network, found in a random one, then trained",
+        _rare_gem, _build_rare_gem, (Stage(GEM_SEARCH, _rare_gem_search),), RareGemOptions,
+        costs=_rare_gem_costs,
+    ),
+    System(
+        "sttd", "STTD", "matrices made of small cores, taught by DeviceRec",
+        _sttd, _build_sttd, options=STTDOptions, needs_device_rec=True, costs=_sttd_costs,
+    ),
+    System(
+        "gater", "Gater", "a gate for every output filter, set by the window",
+        _gater, _build_gater, options=GaterOptions, costs=_gater_costs,
+    ),
+    System(
+        "litepred", "LitePred", "a path for each device through a supernet, by a predictor",
+        _litepred, _build_litepred, (Stage(SUPERNET, _supernet),), LitePredOptions,
+        costs=_litepred_costs,
     ),
     _generated(
         "duet", "DUET", "parameters for each device from its behaviour, all blocks kept",
