@@ -42,6 +42,14 @@ soak: $(DEV) ## 15 minutes at 80 % load with a real Redis: nothing fails, nothin
 overload: $(DEV) ## 5 times the capacity: who is accepted waits little, the rest is refused at once
 	@$(BIN)/python -m benchmarks.serving.overload $(ARGS)
 
+.PHONY: paper
+paper: $(DEV) ## the paper's tables and figures, ours beside them: hours; ARGS=--list shows what, --help more
+	@$(BIN)/python -m experiments.kdd25 $(ARGS)
+
+.PHONY: paper-quick
+paper-quick: $(DEV) ## the same on a tiny log with one epoch each: minutes, to see that all of it works
+	@$(BIN)/python -m experiments.kdd25 --quick $(ARGS)
+
 .PHONY: test
 test: checks ## every check: lint, types, import rules, protos, tests (but the slow ones)
 	$(BIN)/pytest -m 'not slow' $(ARGS)

@@ -1,0 +1,1 @@
+"""Experiments: recipes with promised figures. They import everything; nothing imports them."""

@@ -1,0 +1,40 @@
+"""What `make paper` says while it runs: plain lines, since many cells may be trained at a time."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from experiments.kdd25.summary import duration
+
+
+def say(text: str) -> None:
+    """A line with the time of day, at once."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+class Lines:
+    """Keeps `training.Progress` for one cell: a line a stage and an epoch."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._stage, self._steps, self._done = "", 0, 0
+        self._started = time.monotonic()
+        self._first = 0
+
+    def begin(self, stage: str, steps: int, done: int) -> None:
+        self._stage, self._steps, self._done, self._first = stage, steps, done, done
+        self._started = time.monotonic()
+        say(f"{self._name}: {stage}, {steps:,} steps" + (f", {done:,} done" if done else ""))
+
+    def step(self, loss: float) -> None:
+        self._done += 1
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        made = max(1, self._done - self._first)
+        left = (time.monotonic() - self._started) / made * (self._steps - self._done)
+        figure = record.get("ndcg@10", float("nan"))
+        say(
+            f"{self._name}: {self._stage}, epoch {record['epoch']}, loss {record['loss']:.4f}, "
+            f"validation NDCG@10 {figure:.4f}, {duration(left)} left"
+        )

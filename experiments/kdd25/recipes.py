@@ -1,0 +1,271 @@
+"""One recipe for every table and figure: which cells it needs, how long they take, what to expect.
+
+Times are estimates for one seed on MovieLens-1M and two CPU cores, from the time of a step;
+`make paper ARGS=--list` estimates for what is asked and knows the cells that were run. The figures
+to expect are the paper's. All cells are of the recipe "paper" (T = 5, a fresh network for every
+prediction, nothing trained before) but for the rows that name another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from experiments.kdd25 import paper
+from experiments.kdd25.cells import Cell, Override
+from experiments.kdd25.datasets import ALL
+from forward_ofa.cost import network_cost
+from forward_ofa_device.backbones.contract import BackboneConfig
+
+BACKBONES = ("sasrec", "nextitnet")
+TITLES = {
+    "device-rec": "DeviceRec",
+    "finetune": "Finetune",
+    "duet": "DUET",
+    "sttd": "STTD",
+    "rare-gem": "Rare Gem",
+    "gater": "Gater",
+    "litepred": "LitePred",
+    "plus-controller": "+controller",
+    "plus-mapper": "+mapper",
+    "no-structural-vector": "w.o. structural vector",
+    "random": "random block",
+    "first": "first k block",
+    "last": "last k block",
+    "forward-ofa": "Forward-OFA",
+}
+LAMBDAS = (0.0, 0.0005, 0.001, 0.005, 0.01, 0.05)
+"""Figure 5's, which the paper does not print; its own values are among them."""
+
+_STRUCTURED = ("forward-ofa", "no-structural-vector", "plus-controller")
+_BASELINES = ("device-rec", "finetune", "duet", "sttd", "rare-gem", "gater")
+
+
+@dataclass(frozen=True)
+class Row:
+    """key: the row's name in paper.toml, "" if the paper has none. cell: of seed 0."""
+
+    key: str
+    title: str
+    cell: Cell
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one table or figure for one data set and backbone."""
+
+    table: str
+    dataset: str
+    backbone: str
+    rows: tuple[Row, ...]
+
+
+def system_cell(dataset: str, backbone: str, system: str, compact_weight: float = -1) -> Cell:
+    """The paper's settings (Section 4.1.4) for one system; compact_weight: another lambda."""
+    like = ALL[dataset].like
+    if system not in _STRUCTURED:
+        return Cell(dataset, backbone, system, overrides=_constraint(system, backbone, like))
+    if compact_weight < 0:
+        compact_weight = paper.setting("compact_weight", backbone, like)
+    temperature = paper.setting("temperature", backbone, like)
+    overrides = (("compact_weight", compact_weight), ("temperature", temperature))
+    return Cell(dataset, backbone, system, overrides=overrides)
+
+
+def _constraint(system: str, backbone: str, like: str) -> tuple[Override, ...]:
+    """Compressed networks are compared "under the same device constraints" (Section 4.1.4).
+
+    Rare Gem: the share that the paper's own keeps, or Forward-OFA's where that is all. Gater: as
+    many filters open as the paper's. LitePred: Forward-OFA's share of the FLOPs.
+    """
+
+    def share(name: str, column: str, fixed: float = 0.0) -> float:
+        ours = paper.figure("table1", backbone, like, name, column)
+        dense = paper.figure("table1", backbone, like, "device-rec", column)
+        return round((ours.value - fixed) / (dense.value - fixed), 4) if ours and dense else 1.0
+
+    if system == "rare-gem":
+        own = share("rare-gem", "mbit")
+        return (("options.kept", own if own < 1 else share("forward-ofa", "mbit")),)
+    if system == "gater":
+        config = BackboneConfig(backbone, blocks=int(paper.setting("blocks", backbone)))
+        fixed = network_cost(config, 0).flops.paper / 1e6
+        return (("options.open_share", share("gater", "mflops", fixed)),)
+    if system == "litepred":
+        return (("options.cap", share("forward-ofa", "mflops")),)
+    return ()
+
+
+def table1(dataset: str, backbone: str) -> Part:
+    """Table 1: seven systems, quality and cost; Forward-OFA also by the default recipe.
+
+    make paper ARGS="--only table1:ml-1m:sasrec"
+    Duration: SASRec 15 h (DeviceRec 40 min, DUET and Forward-OFA 5 h each), NextItNet twice that.
+    Expected: Forward-OFA NDCG@10 0.1182, Hit@10 0.2081, 0.5699 MFLOPs, 3.6384 Mbit with SASRec,
+    0.1226, 0.2140, 0.6167, 3.8656 with NextItNet; DeviceRec 0.0969 and 0.0975.
+    """
+    rows = [_row(dataset, backbone, system) for system in (*_BASELINES, "forward-ofa")]
+    for system in ("device-rec", "forward-ofa"):
+        cell = Cell(dataset, backbone, system, recipe="default")
+        rows.append(Row("", f"{TITLES[system]}, default recipe", cell))
+    return Part("table1", dataset, backbone, tuple(rows))
+
+
+def table2(dataset: str, backbone: str) -> Part:
+    """Table 2: the controller alone and the mapper alone, beside DeviceRec.
+
+    +mapper is DUET as it is defined here, so its row shows that cell and is not trained twice.
+
+    make paper ARGS="--only table2:ml-1m:sasrec"
+    Duration: SASRec 1 h beside Table 1's DeviceRec and DUET.
+    Expected: +controller at or below DeviceRec (0.0946 to 0.0969), +mapper far above (0.1142).
+    """
+    rows = [_row(dataset, backbone, system) for system in ("device-rec", "plus-controller")]
+    rows.append(Row("plus-mapper", TITLES["plus-mapper"], system_cell(dataset, backbone, "duet")))
+    return Part("table2", dataset, backbone, tuple(rows))
+
+
+def table3(dataset: str, backbone: str) -> Part:
+    """Table 3: the trained Forward-OFA with other blocks, and one without the structural vector.
+
+    make paper ARGS="--only table3:ml-1m:sasrec"
+    Duration: SASRec 11 h, of which half is Table 1's; the three replaced structures take a minute.
+    Expected: other blocks than the chosen ones collapse (first k: 0.0174 of 0.1182); without the
+    structural vector 0.1166.
+    """
+    rows = [_row(dataset, backbone, "device-rec")]
+    trained = system_cell(dataset, backbone, "forward-ofa")
+    rows += [Row(k, TITLES[k], _looked(trained, k)) for k in ("random", "first", "last")]
+    rows += [_row(dataset, backbone, s) for s in ("no-structural-vector", "forward-ofa")]
+    return Part("table3", dataset, backbone, tuple(rows))
+
+
+def table4(dataset: str, backbone: str) -> Part:
+    """Table 4: every baseline on a backbone a third as deep, Forward-OFA on the whole one.
+
+    make paper ARGS="--only table4:ml-1m:sasrec"
+    Duration: SASRec 4 h beside Table 1's Forward-OFA.
+    Expected: small baselines about as good as large ones (DeviceRec 0.0998), Forward-OFA above.
+    """
+    blocks = int(paper.setting("small_blocks", backbone))
+    rows = [_row(dataset, backbone, system) for system in _BASELINES]
+    rows = [Row(r.key, r.title + "*", dataclasses.replace(r.cell, blocks=blocks)) for r in rows]
+    rows.append(_row(dataset, backbone, "forward-ofa"))
+    return Part("table4", dataset, backbone, tuple(rows))
+
+
+def table7(dataset: str, backbone: str) -> Part:
+    """Table 7: LitePred, a search for a sub-network a device, beside three of Table 1.
+
+    make paper ARGS="--only table7:ml-1m:sasrec"
+    Duration: SASRec 1 h 30 min beside Table 1's cells.
+    Expected: LitePred a little above DeviceRec (0.0990 to 0.0969), far below Forward-OFA.
+    """
+    systems = ("device-rec", "finetune", "litepred", "forward-ofa")
+    return Part("table7", dataset, backbone, tuple(_row(dataset, backbone, s) for s in systems))
+
+
+def table8(dataset: str, backbone: str) -> Part:
+    """Table 8: seconds until a device has a network for its new interest.
+
+    make paper ARGS="--only table8:ml-1m:sasrec"
+    Duration: a minute after Table 1's Forward-OFA and DeviceRec. Measured where it runs.
+    Expected: one forward pass some thousand times faster than fine-tuning.
+    """
+    trained = system_cell(dataset, backbone, "forward-ofa")
+    row = Row("forward-ofa", TITLES["forward-ofa"], _looked(trained, "time"))
+    return Part("table8", dataset, backbone, (row,))
+
+
+def figure4(dataset: str, backbone: str) -> Part:
+    """Figure 4: how often each block is kept, and how many blocks users keep.
+
+    make paper ARGS="--only figure4:ml-1m:sasrec"
+    Duration: none beside Table 1's Forward-OFA.
+    Expected: first and last blocks kept by most, few users with all blocks.
+    """
+    return Part("figure4", dataset, backbone, (_row(dataset, backbone, "forward-ofa"),))
+
+
+def figure5(dataset: str, backbone: str) -> Part:
+    """Figure 5: quality and cost over lambda.
+
+    make paper ARGS="--only figure5:ml-1m:sasrec"
+    Duration: SASRec 25 h: a Forward-OFA for each of six lambdas, of which one is Table 1's.
+    Expected: cost falls with lambda; quality has a maximum, then drops.
+    """
+    rows = [
+        Row("", f"lambda {value:g}", system_cell(dataset, backbone, "forward-ofa", value))
+        for value in LAMBDAS
+    ]
+    return Part("figure5", dataset, backbone, tuple(rows))
+
+
+def figure6(dataset: str, backbone: str) -> Part:
+    """Figure 6: a user's own network, the dense one, and one made from another's behaviour.
+
+    make paper ARGS="--only figure6:ml-1m:sasrec"
+    Duration: a minute after Table 1's Forward-OFA and DeviceRec.
+    Expected: the own network best, the other's worst; also counted over all users.
+    """
+    trained = system_cell(dataset, backbone, "forward-ofa")
+    row = Row("", TITLES["forward-ofa"], _looked(trained, "case"))
+    return Part("figure6", dataset, backbone, (row,))
+
+
+def figure7(dataset: str, backbone: str) -> Part:
+    """Figure 7: how long a model update takes over a link of 40 Mbit/s.
+
+    make paper ARGS="--only figure7:ml-1m:sasrec"
+    Duration: none beside Table 1's Forward-OFA.
+    Expected: 91 ms against 100 ms (SASRec), 97 ms against 240 ms (NextItNet) in float32.
+    """
+    return Part("figure7", dataset, backbone, (_row(dataset, backbone, "forward-ofa"),))
+
+
+RECIPES: dict[str, Callable[[str, str], Part]] = {
+    "table1": table1,
+    "table2": table2,
+    "table3": table3,
+    "table4": table4,
+    "table7": table7,
+    "table8": table8,
+    "figure4": figure4,
+    "figure5": figure5,
+    "figure6": figure6,
+    "figure7": figure7,
+}
+ONE_SEED = ("table8", "figure5", "figure6")
+"""What is not repeated over seeds: a sweep, a case study and a stopwatch."""
+
+
+def requirements(cell: Cell) -> list[Cell]:
+    """Cells whose weights this one needs: DeviceRec of the same data, backbone, recipe, budget and
+    seed, which some systems start from and all are compared with, and what a look looks at."""
+    found = [] if cell.system == "device-rec" else [_dense(cell)]
+    if cell.look:
+        found.append(cell.trained)
+    return [*found, finetuned(cell)] if cell.look == "time" else found
+
+
+def finetuned(cell: Cell) -> Cell:
+    """The Finetune that Table 8 compares with."""
+    return dataclasses.replace(_dense(cell), system="finetune")
+
+
+def _dense(cell: Cell) -> Cell:
+    return Cell(
+        cell.dataset, cell.backbone, "device-rec", cell.seed, cell.blocks, cell.recipe,
+        epochs=cell.epochs,
+    )  # fmt: skip
+
+
+def _row(dataset: str, backbone: str, system: str) -> Row:
+    return Row(system, TITLES[system], system_cell(dataset, backbone, system))
+
+
+def _looked(trained: Cell, look: str) -> Cell:
+    return Cell(
+        trained.dataset, trained.backbone, trained.system, look=look, overrides=trained.overrides
+    )

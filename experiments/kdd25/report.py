@@ -1,0 +1,160 @@
+"""The report: every table and figure that was asked for, as Markdown and PNGs.
+
+It is made from records alone, so it can be made anew without any run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from experiments.kdd25 import figures, paper, tables
+from experiments.kdd25.datasets import ALL
+from experiments.kdd25.markdown import bullets, folded, table
+from experiments.kdd25.recipes import BACKBONES, RECIPES, Part
+from experiments.kdd25.results import Record
+from experiments.kdd25.summary import NOT_RUN, Results, duration
+from forward_ofa.checkpoint import write_atomically
+
+NAME = "REPORT.md"
+_FIGURES: dict[str, Callable[[Sequence[Part], Results, Path], list[str]]] = {
+    "figure4": figures.usage_figure,
+    "figure5": figures.sweep_figure,
+    "figure6": figures.case_figure,
+    "figure7": figures.transmission_figure,
+}
+_ORDER = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", *_FIGURES)
+
+
+def write_report(folder: Path, parts: Sequence[Part], results: Results, quick: bool) -> Path:
+    """Writes REPORT.md and its figures into `folder`; returns the report's path.
+
+    quick: say on top that these are figures of a smoke run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = _head(quick)
+    for name in _ORDER:
+        lines += _section(name, [p for p in parts if p.table == name], results, folder)
+    lines += [*_budgets(parts, results), *_protocols(parts, results)]
+    path = folder / NAME
+    write_atomically(path, ("\n".join(lines).rstrip("\n") + "\n").encode())
+    return path
+
+
+def covered(asked: Sequence[Part], results: Results) -> list[Part]:
+    """The parts of a report that leaves nothing out: what was asked now, all of which something
+    was run before, and what the paper's tables have."""
+    keys = {part.dataset for part in asked} | {r.cell.dataset for r in results.records.values()}
+    datasets = [key for key, found in ALL.items() if found.paper or key in keys]
+    every = [
+        recipe(dataset, backbone)
+        for recipe in RECIPES.values()
+        for dataset in datasets
+        for backbone in BACKBONES
+    ]
+    return [part for part in every if part in asked or results.any(part) or _printed(part)]
+
+
+def _printed(part: Part) -> bool:
+    """Whether the paper has it as a table of figures."""
+    return part.table in tables.TITLES and bool(paper.rows(part.table, part.backbone, part.dataset))
+
+
+def _section(name: str, parts: Sequence[Part], results: Results, folder: Path) -> list[str]:
+    if name == "table5":
+        return tables.cost_table()
+    if name == "table6":
+        return tables.data_table(results)
+    if not parts:
+        return []
+    if name == "table8":
+        return tables.time_table(parts, results)
+    if name in _FIGURES:
+        return _FIGURES[name](parts, results, folder)
+    return tables.quality_table(name, parts, results)
+
+
+def _head(quick: bool) -> list[str]:
+    lines = ["# The paper's tables and figures, ours beside them", ""]
+    if quick:
+        lines += ["**A smoke run: everything was run for a moment, the figures mean nothing.**", ""]
+    lines += [
+        '"Forward Once for All" (KDD 2025). "paper" is what the paper prints, footnotes say where '
+        "that cannot be right. Ours: mean ± deviation (n - 1) over the seeds named in the last "
+        f'column; "{NOT_RUN}" means just that. Full ranking over the catalogue, test split, looked '
+        "at once; epochs chosen on validation. MFLOPs are multiply-accumulates of one forward pass "
+        'on the device, counted as the paper counts and, "true", with attention products; Mbit are '
+        "of float32. How each was run, and the protocol: at the end. To make it: `make paper`, "
+        "see docs/paper.md.",
+        "",
+    ]
+    return lines + bullets(paper.notes("protocol"))
+
+
+def _shown(parts: Sequence[Part], results: Results) -> list[Record]:
+    """All records that the report's parts show, once each."""
+    found = {r.cell.name: r for part in parts for row in part.rows for r in results.of(row.cell)}
+    return [found[name] for name in sorted(found)]
+
+
+def _budgets(parts: Sequence[Part], results: Results) -> list[str]:
+    """What each cell was given, and what it took."""
+    shown = _shown(parts, results)
+    if not shown:
+        return []
+    rows = []
+    for record in shown:
+        if record.cell.look:
+            continue
+        budget, machine = record.budget, record.machine
+        stages = ", ".join(
+            f"{k} {v['epochs']} (best {v['best']})" for k, v in budget["stages"].items()
+        )
+        rows.append([
+            f"`{record.cell.name}`", stages, duration(budget["seconds"]),
+            f"{machine['cpu']}, threads: {machine['threads']}"
+            if machine["device"] == "CPU" else machine["device"],
+            machine["revision"][:8] + ("*" if machine["changed_files"] else ""),
+            record.finished[:10], _difference(record),
+        ])  # fmt: skip
+    header = ["Cell", "epochs", "wall time", "machine", "revision", "day", "NDCG@10 to DeviceRec"]
+    note = [
+        "Wall times are those of a machine that others may have used; *: with local changes. The "
+        "last column: the difference to DeviceRec of the same seed, 95 % bootstrap over users."
+    ]
+    return ["## How it was run", "", *bullets(note), *folded("Every cell", table(header, rows))]
+
+
+def _difference(record: Record) -> str:
+    """NDCG@10 less DeviceRec's of the same seed, with its interval over users."""
+    found = record.figures.get("difference", {}).get("ndcg@10")
+    if found is None:
+        return ""
+    return f"{found['mean']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})"
+
+
+def _protocols(parts: Sequence[Part], results: Results) -> list[str]:
+    """Protocol cards: what all systems of a data set and backbone share, then what they do not."""
+    groups: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for record in _shown(parts, results):
+        cell = record.cell
+        if cell.look or cell.blocks != int(paper.setting("blocks", cell.backbone)):
+            continue
+        cards = groups.setdefault((cell.dataset, cell.backbone, cell.recipe), {})
+        cards.setdefault(_label(record), record.protocol)
+    lines = ["## Protocol cards", ""] if groups else []
+    for (dataset, backbone, recipe), cards in groups.items():
+        first = next(iter(cards.values()))
+        common = [line for line in first if all(line in card for card in cards.values())]
+        body = bullets(common)
+        for name, card in cards.items():
+            own = [line for line in card if line not in common]
+            body += [f"{name}:", "", *bullets(own)] if own else []
+        title = f"{ALL[dataset].title}, {tables.BACKBONE_TITLES[backbone]}, recipe {recipe}"
+        lines += folded(title, body)
+    return lines
+
+
+def _label(record: Record) -> str:
+    overrides = ", ".join(f"{name} {value}" for name, value in record.cell.overrides)
+    return record.cell.system + (f" ({overrides})" if overrides else "")
