@@ -18,9 +18,7 @@ class TorchOps:
         self.dropout_probability = dropout
         self.training = False
 
-    def linear(
-        self, x: Tensor, weight: Tensor | Generated, bias: Tensor | Generated
-    ) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor | Generated, bias: Tensor | Generated) -> Tensor:
         """x may lack columns at its front that are zero (see `taps`)."""
         offset = bias.tensor() if isinstance(bias, Generated) else bias
         if isinstance(weight, Generated):
