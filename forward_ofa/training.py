@@ -192,7 +192,7 @@ def fit_seconds(task: Task[Example], device: str = "cpu") -> float:
     times = []
     for batch in itertools.islice(stream, 9):
         started = time.monotonic()
-        _step(task, task.loss, optimiser, batch.to(device), 0.5)
+        _step(task, task.loss, optimiser, own_rows(batch).to(device), 0.5)
         times.append(time.monotonic() - started)
     return statistics.median(times) * steps * task.config.epochs if times else 0.0
 

@@ -96,6 +96,8 @@ def _row(case: Case, first: Case, memory: int | None) -> dict[str, Any]:
         "ratio": statistics.median(ratios),
         "ratio_of_medians": case.median() / first.median(),
         "ratio_of_fastest": min(case.steps) / min(first.steps),
+        "cpu_ms": 1e3 * statistics.median(case.cpu),
+        "ratio_of_cpu": statistics.median(case.cpu) / statistics.median(first.cpu),
         "peak_memory_bytes": memory,
         "parameters": sum(p.numel() for p in case.task.system.parameters()),
     }
@@ -108,7 +110,7 @@ def _show(
         f"{options.backbone}, batch {options.batch_size}, {options.targets} target(s) a network, "
         f"{data.num_items} items, {options.device}, {torch.get_num_threads()} threads"
     )
-    heads = ("step ms", "x DeviceRec", "of fastest", *PHASES, "peak MB", "M parameters")
+    heads = ("step ms", "x DeviceRec", "of fastest", "of CPU", *PHASES, "peak MB", "M parameters")
     table = Table("system", *heads, title=title)
     for row in rows:
         memory = row["peak_memory_bytes"]
@@ -117,6 +119,7 @@ def _show(
             f"{row['step_ms']:.1f}",
             f"{row['ratio']:.2f}",
             f"{row['ratio_of_fastest']:.2f}",
+            f"{row['ratio_of_cpu']:.2f}",
             *(f"{row[f'{phase}_ms']:.1f}" for phase in PHASES),
             "" if memory is None else f"{memory / 1e6:.0f}",
             f"{row['parameters'] / 1e6:.2f}",

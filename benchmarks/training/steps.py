@@ -24,11 +24,13 @@ PHASES = ("forward", "backward", "optimiser")
 
 @dataclass
 class Case:
-    """One system, and what its steps took: seconds by phase, one entry a step."""
+    """One system, and what its steps took, one entry a step: seconds by phase, and CPU seconds of
+    all threads, which say more than the clock does on a busy machine if there is one thread."""
 
     name: str
     task: NetworkTask
     times: dict[str, list[float]] = field(default_factory=lambda: {p: [] for p in PHASES})
+    cpu: list[float] = field(default_factory=list)
 
     @property
     def steps(self) -> list[float]:
@@ -71,8 +73,10 @@ def measure(cases: list[Case], rounds: int, warmup: int, device: str) -> None:
     for index in range(warmup + rounds):
         batch = next(stream).to(torch.device(device))
         for case, optimiser in zip(cases, optimisers, strict=True):
+            before = time.process_time()
             seconds = step(case.task, optimiser, batch, device)
             if index >= warmup:
+                case.cpu.append(time.process_time() - before)
                 for phase, value in zip(PHASES, seconds, strict=True):
                     case.times[phase].append(value)
 
