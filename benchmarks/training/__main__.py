@@ -33,6 +33,8 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     options = _options()
     out = Console(highlight=False)
+    if not out.is_terminal:
+        out.width = 140
     data, config = load(options), configuration(options)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -71,7 +73,8 @@ def configuration(options: argparse.Namespace) -> RunConfig:
     training = replace(
         config.training, batch_size=options.batch_size, targets_per_network=options.targets
     )
-    return replace(config, training=training)
+    method = replace(config.method, keep_bias=options.keep_bias)
+    return replace(config, training=training, method=method)
 
 
 def _memory(options: argparse.Namespace, name: str) -> int:
@@ -108,7 +111,8 @@ def _show(
 ) -> None:
     title = (
         f"{options.backbone}, batch {options.batch_size}, {options.targets} target(s) a network, "
-        f"{data.num_items} items, {options.device}, {torch.get_num_threads()} threads"
+        f"{data.num_items} items, first logit {options.keep_bias:g}, {options.device}, "
+        f"{torch.get_num_threads()} threads"
     )
     heads = ("step ms", "x DeviceRec", "of fastest", "of CPU", *PHASES, "peak MB", "M parameters")
     table = Table("system", *heads, title=title)
@@ -134,6 +138,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", help="a log, as `forward-ofa train --data` takes it")
     parser.add_argument("--targets", type=int, default=1, help="targets a network")
     parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument(
+        "--keep-bias", type=float, default=2.0,
+        help="first logit of every block: 2, the recipe's, keeps 88 %% of them; 0 keeps half",
+    )  # fmt: skip
     parser.add_argument("--bases", type=int, default=8, help="of the factored form")
     parser.add_argument("--rounds", type=int, default=30, help="a step of each system in each")
     parser.add_argument("--warmup", type=int, default=5, help="rounds that do not count")
