@@ -30,13 +30,13 @@ def run_blocks(
     a sub-model (with one axis more in front, or `Generated`); asked for block by block.
     gates: [B, L], 1 = keep, 0 = skip; differentiable. None: all blocks.
 
-    A block costs a sub-model that skips it nothing in evaluation. In training its output is
+    On a CPU a block costs a sub-model that skips it nothing in evaluation. In training its output is
     computed, since the gate's gradient is its product with (output - input), but no gradient goes
     into it: that is zero, as the gate is.
     """
     x = backbone.embed(ops, window, valid, shared)
-    # One transfer for all blocks where the gates are on another device.
-    paths = None if gates is None else gates.detach().ne(0).cpu()
+    # A GPU would have to be waited for to know the paths: there all rows run.
+    paths = None if gates is None or gates.is_cuda else gates.detach().ne(0)
     for index in range(backbone.config.blocks):
 
         def block(x: Tensor, valid: Tensor, own: Parameters, index: int = index) -> Tensor:
@@ -44,10 +44,13 @@ def run_blocks(
             return found
 
         own = parameters_of(index)
-        if gates is None or paths is None:
+        if gates is None:
             x = block(x, valid, own)
             continue
-        y = _kept_rows(backbone, block, x, valid, own, paths[:, index], gates.requires_grad)
+        if paths is None:
+            y = block(x, valid, own)
+        else:
+            y = _kept_rows(backbone, block, x, valid, own, paths[:, index], gates.requires_grad)
         x = x + gates[:, index].reshape(-1, *[1] * (x.ndim - 1)) * (y - x)
     output: Tensor = backbone.readout(ops, x, shared)
     return output
@@ -64,7 +67,7 @@ def _kept_rows(
 ) -> Tensor:
     """The block's outputs for the sub-models that keep it; for the others a constant.
 
-    path: booleans [B] on the CPU. The constant is the block's output, detached, if
+    path: booleans [B]. The constant is the block's output, detached, if
     `outputs_of_skipped`, else the input.
     """
     if bool(path.all()):
@@ -74,7 +77,7 @@ def _kept_rows(
     def some(rows: Tensor) -> Tensor:
         return block(x[rows], valid[rows], _rows_of(own, axes, rows))
 
-    kept, skipped = (rows.nonzero()[:, 0].to(x.device) for rows in (path, ~path))
+    kept, skipped = (rows.nonzero()[:, 0] for rows in (path, ~path))
     constant = x.detach()
     if outputs_of_skipped:
         with torch.no_grad():

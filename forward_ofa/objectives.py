@@ -25,9 +25,7 @@ def next_item_loss(vectors: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     """
     if targets.is_cuda:  # picking out the wanted ones would make the GPU wait for their number
         scores = vectors.flatten(0, -2) @ items[1:].T
-        return F.cross_entropy(scores, targets.flatten() - 1, ignore_index=-1) * share(
-            targets > 0
-        )
+        return F.cross_entropy(scores, targets.flatten() - 1, ignore_index=-1) * share(targets > 0)
     wanted = targets > 0
     scores = vectors[wanted] @ items[1:].T
     return F.cross_entropy(scores, targets[wanted] - 1) * share(wanted)

@@ -102,6 +102,7 @@ def fit(
         reseed(config.seed, epoch)
         try:
             loss = _train_epoch(task, loss_of, optimiser, rng, epoch, progress)
+            figures = agreed(task.validate())
         except RuntimeError as error:
             if not lost_a_rank(error):
                 raise
@@ -109,7 +110,6 @@ def fit(
                 "another process of this training ended; what it said comes first. "
                 "Start them all again with --resume"
             ) from error
-        figures = agreed(task.validate())
         record: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, **figures}
         record["seconds"] = time.monotonic() - started
         record["best"] = all(record["ndcg@10"] > earlier["ndcg@10"] for earlier in records)
@@ -175,7 +175,8 @@ def update(task: Task[Example], optimiser: torch.optim.Optimizer) -> None:
     parameters = [p for p in task.system.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     # The factor is 1 most of the time, and millions of gradients are not multiplied by it then.
-    if norm > task.config.clip_norm:
+    # To ask a GPU would cost more than to multiply.
+    if norm.is_cuda or norm > task.config.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, task.config.clip_norm, norm)
     optimiser.step()
 
