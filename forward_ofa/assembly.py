@@ -30,9 +30,9 @@ def run_blocks(
     a sub-model (with one axis more in front, or `Generated`); asked for block by block.
     gates: [B, L], 1 = keep, 0 = skip; differentiable. None: all blocks.
 
-    On a CPU a block costs a sub-model that skips it nothing in evaluation. In training its output is
-    computed, since the gate's gradient is its product with (output - input), but no gradient goes
-    into it: that is zero, as the gate is.
+    On a CPU a block costs a sub-model that skips it nothing in evaluation. In training its output
+    is computed, since the gate's gradient is its product with (output - input), but no gradient
+    goes into it: that is zero, as the gate is.
     """
     x = backbone.embed(ops, window, valid, shared)
     # A GPU would have to be waited for to know the paths: there all rows run.
