@@ -72,7 +72,7 @@ class _Product(torch.autograd.Function):
         return torch.bmm(x, flat.view(len(x), x.shape[-1], width))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, interest, weight, flat = ctx.saved_tensors
         wants_x, wants_interest, wants_weight, wants_base, _ = ctx.needs_input_grad

@@ -170,7 +170,7 @@ def _step(
     return value
 
 
-def update(task: Task[Example], optimiser: torch.optim.Optimizer) -> None:
+def update(task: Task[Any], optimiser: torch.optim.Optimizer) -> None:
     """Clips the gradients that are there and takes a step with them."""
     parameters = [p for p in task.system.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -213,7 +213,7 @@ def run_identity(task: Task[Example]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def make_optimiser(task: Task[Example]) -> torch.optim.Optimizer:
+def make_optimiser(task: Task[Any]) -> torch.optim.Optimizer:
     """AdamW with the task's settings."""
     config = task.config
     return torch.optim.AdamW(

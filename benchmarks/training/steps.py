@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from benchmarks.training.naive import NaiveForwardOFA
 from forward_ofa.config import RunConfig
 from forward_ofa.data import SequenceDataset
 from forward_ofa.model import Batch
-from forward_ofa.tasks import DeviceRecTask, ForwardOFATask, NetworkTask
+from forward_ofa.tasks import DeviceRecTask, ForwardOFATask, Task
 from forward_ofa.training import keep_memory, make_optimiser, update
 
 PHASES = ("forward", "backward", "optimiser")
@@ -28,7 +29,7 @@ class Case:
     all threads, which say more than the clock does on a busy machine if there is one thread."""
 
     name: str
-    task: NetworkTask
+    task: Task[Any]
     times: dict[str, list[float]] = field(default_factory=lambda: {p: [] for p in PHASES})
     cpu: list[float] = field(default_factory=list)
 
@@ -42,13 +43,13 @@ class Case:
         return statistics.median(self.steps if phase is None else self.times[phase])
 
 
-Maker = Callable[[SequenceDataset, RunConfig], NetworkTask]
+Maker = Callable[[SequenceDataset, RunConfig], Task[Any]]
 
 
 def makers(bases: int) -> dict[str, Maker]:
     """The systems by name; the first is what the others are compared with."""
 
-    def factored(data: SequenceDataset, config: RunConfig) -> NetworkTask:
+    def factored(data: SequenceDataset, config: RunConfig) -> Task[Any]:
         return ForwardOFATask(data, replace(config.method, bases=bases), config.training)
 
     return {
@@ -82,7 +83,7 @@ def measure(cases: list[Case], rounds: int, warmup: int, device: str) -> None:
 
 
 def step(
-    task: NetworkTask, optimiser: torch.optim.Optimizer, batch: Batch, device: str
+    task: Task[Any], optimiser: torch.optim.Optimizer, batch: Batch, device: str
 ) -> tuple[float, float, float]:
     """Seconds of forward pass, backward pass, and clipping with the optimiser's step."""
     marks = [_now(device)]
@@ -114,7 +115,7 @@ def peak_memory(case: Case, device: str) -> int:
     return _peak(device) - (before if device == "cpu" else 0)
 
 
-def _batches(task: NetworkTask) -> Iterator[Batch]:
+def _batches(task: Task[Any]) -> Iterator[Batch]:
     """Full batches without end."""
     rng = np.random.default_rng(0)
     while True:
