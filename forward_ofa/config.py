@@ -19,6 +19,8 @@ class MethodConfig:
         strength from the first step it empties the structure before it is learned.
     keep_bias: first logit of every block.
     spread: how far generated matrices lie around their base at first (see structure_mapper).
+    bases: 0, the paper's hypernetworks; r > 0, hypernetworks that mix r shared networks a block
+        (see structure_mapper): less to train, fewer parameters, another quality.
     cut_probability: share of devices in training that get a drawn budget.
     retrieval_weight: weight of the cloud's retrieval loss.
     dropout: inside the backbone.
@@ -31,6 +33,7 @@ class MethodConfig:
     compact_warmup: float = 0.3
     keep_bias: float = 2.0
     spread: float = 0.3
+    bases: int = 0
     cut_probability: float = 0.0
     retrieval_weight: float = 0.2
     dropout: float = 0.2
@@ -38,6 +41,10 @@ class MethodConfig:
     def __post_init__(self) -> None:
         if self.extractor_history < 1:
             raise ValueError("extractor_history must be at least 1")
+        if not 0 <= self.bases < self.backbone.hidden:
+            raise ValueError(
+                f"bases must be 0 (the paper's form) or less than hidden ({self.backbone.hidden})"
+            )
         if self.temperature <= 0:
             raise ValueError("temperature must be positive")
         for name in ("compact_weight", "compact_warmup", "spread", "retrieval_weight"):

@@ -195,25 +195,32 @@ def device_modules_cost(config: BackboneConfig, extractor_history: int) -> Modul
     return controller + extractor_cost(config, extractor_history)
 
 
-def cloud_modules_cost(config: BackboneConfig) -> ModuleCost:
+def cloud_modules_cost(config: BackboneConfig, bases: int = 0) -> ModuleCost:
     """The L block hypernetworks (Table 5, "Forward-cloud").
 
-    flops.paper: one matrix of one block, which is what the table's figure is.
+    flops.paper: one matrix of one block, which is what the table's figure is. bases: of the
+    factored form as it is trained (`MethodConfig.bases`); a published version holds the factors
+    multiplied out, and costs what bases = 0 does.
     """
     backbone = build(config)
     specs = backbone.block_parameters()
     size = sum(spec.size for spec in specs)
     matrix = next(spec.size for spec in specs if spec.kind == "matrix")
+    mixing = bases * config.hidden
     return ModuleCost(
-        config.blocks * (config.hidden + 1) * size,
-        Flops(config.hidden * matrix, generation_flops(config, config.blocks)),
+        config.blocks * (((bases or config.hidden) + 1) * size + mixing),
+        Flops(
+            (bases or config.hidden) * matrix + mixing,
+            generation_flops(config, config.blocks, bases),
+        ),
     )
 
 
-def generation_flops(config: BackboneConfig, kept: int) -> int:
-    """Generating `kept` blocks on the cloud: D multiply-accumulates a value."""
+def generation_flops(config: BackboneConfig, kept: int, bases: int = 0) -> int:
+    """Generating `kept` blocks on the cloud: D multiply-accumulates a value; factored, one a base
+    and value, and D a base for the mixing."""
     size = sum(spec.size for spec in build(config).block_parameters())
-    return kept * config.hidden * size
+    return kept * ((bases or config.hidden) * size + bases * config.hidden)
 
 
 def cost_table(config: BackboneConfig, extractor_history: int) -> dict[str, Any]:

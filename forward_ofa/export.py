@@ -107,7 +107,7 @@ def _write_cloud(system: ForwardOFA, staging: Path) -> None:
     for index in range(system.backbone.config.blocks):
         hypernetwork = system.hypernetwork(index)
         # [h, 1] times this is the whole of Eq. 9, read in the order in which it lies on disk.
-        blocks[f"block.{index}"] = torch.cat([hypernetwork.weight.T, hypernetwork.bias[None]])
+        blocks[f"block.{index}"] = torch.cat([hypernetwork.matrix().T, hypernetwork.bias[None]])
     save_tensors(staging / "mapper.safetensors", blocks)
     query = {f"query.{name}": value for name, value in system.query.named_parameters()}
     save_tensors(staging / "retrieval.safetensors", query)

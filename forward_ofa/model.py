@@ -80,7 +80,7 @@ class ForwardOFA(RankingSystem):
         self.ops = TorchOps(config.dropout)
         self.items = item_table(items, hidden)
         self.controller = StructureController(hidden, blocks, config.keep_bias)
-        self.mapper = StructureMapper(hidden, blocks, specs, config.spread)
+        self.mapper = StructureMapper(hidden, blocks, specs, config.spread, config.bases)
         self.query = nn.Linear(hidden, hidden)
         self.shared = nn.ParameterDict(
             {_key(s.name): nn.Parameter(initialise(s)) for s in self.backbone.shared_parameters()}

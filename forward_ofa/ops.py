@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from forward_ofa.generated import Generated
+
 
 class TorchOps:
     """Keeps `contract.Ops`. dropout: probability, applied only while `training` is true."""
@@ -16,11 +18,17 @@ class TorchOps:
         self.dropout_probability = dropout
         self.training = False
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor | Generated, bias: Tensor | Generated) -> Tensor:
+        """x may lack columns at its front that are zero (see `taps`)."""
+        offset = bias.tensor() if isinstance(bias, Generated) else bias
+        if isinstance(weight, Generated):
+            y = weight.product(x.flatten(1, -2)) + offset[:, None]
+            return y.reshape(*x.shape[:-1], weight.shape[-1])
+        if x.shape[-1] != weight.shape[-2]:
+            weight = weight[..., -x.shape[-1] :, :]
         if weight.ndim == 2:
-            return F.linear(x, weight.T, bias)
-        flat = x.flatten(1, -2)
-        y = torch.baddbmm(bias[:, None], flat, weight)
+            return F.linear(x, weight.T, offset)
+        y = torch.baddbmm(offset[:, None], x.flatten(1, -2), weight)
         return y.reshape(*x.shape[:-1], weight.shape[-1])
 
     def layer_norm(
@@ -43,9 +51,12 @@ class TorchOps:
         return _causal(length, like.device)
 
     def taps(self, x: Tensor, width: int, dilation: int) -> Tensor:
+        """Without the column groups that reach back beyond the start for every position: they
+        are zero, and `linear` leaves out what they would be multiplied with."""
         length = x.shape[-2]
-        padded = F.pad(x, (0, 0, (width - 1) * dilation, 0))
-        columns = [padded.narrow(-2, j * dilation, length) for j in range(width)]
+        reach = min(width - 1, (length - 1) // dilation)
+        padded = F.pad(x, (0, 0, reach * dilation, 0))
+        columns = [padded.narrow(-2, j * dilation, length) for j in range(reach + 1)]
         return torch.cat(columns, dim=-1)
 
     def dropout(self, x: Tensor) -> Tensor:

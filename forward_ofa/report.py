@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from forward_ofa.config import RunConfig, TrainingConfig
+from forward_ofa.config import MethodConfig, RunConfig, TrainingConfig
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.evaluation import TOP, Evaluation, evaluate, hit, ndcg, paired_interval
 from forward_ofa.ranking import RankingSystem
@@ -91,7 +91,7 @@ def _method_lines(config: RunConfig, reads: tuple[str, ...]) -> list[str]:
         lines.append(
             f"funnel: {config.candidates} candidates from h, seen ones removed on the device; "
             f"{method.retrieval_weight:g} times the loss of the cloud's query; generated matrices "
-            f"spread by {method.spread:g} at first"
+            f"({_form(method)} hypernetworks) spread by {method.spread:g} at first"
         )
     if "compact_weight" in reads:
         lines.append(
@@ -100,6 +100,10 @@ def _method_lines(config: RunConfig, reads: tuple[str, ...]) -> list[str]:
             f"{method.cut_probability:g} of devices"
         )
     return lines
+
+
+def _form(method: MethodConfig) -> str:
+    return f"{method.bases}-base" if method.bases else "full"
 
 
 def _training(config: TrainingConfig) -> str:

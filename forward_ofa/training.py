@@ -16,6 +16,7 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +27,19 @@ from torch import Tensor
 
 from forward_ofa.checkpoint import load_checkpoint, save_checkpoint
 from forward_ofa.config import TrainingConfig
+from forward_ofa.distributed import (
+    agreed,
+    average,
+    is_main,
+    lost_a_rank,
+    own_rows,
+    reseed,
+    with_gradients_averaged,
+)
 from forward_ofa.tasks import Example, Task
+
+Loss = Callable[[Any, float], Tensor]
+"""A batch and the share of training that is behind -> the objective."""
 
 
 class TrainingError(Exception):
@@ -74,7 +87,8 @@ def fit(
     keep_memory()
     system, config = task.system.to(device), task.config
     rng = np.random.default_rng(config.seed)
-    optimiser = _optimiser(task)
+    optimiser = make_optimiser(task)
+    loss_of = with_gradients_averaged(system, task.loss)
     best: dict[str, Tensor] = {}
     records: list[dict[str, Any]] = []
     run = run_identity(task)
@@ -85,15 +99,24 @@ def fit(
     progress.begin(task.name, config.epochs * steps, len(records) * steps)
     for epoch in range(len(records), config.epochs):
         started = time.monotonic()
-        loss = _train_epoch(task, optimiser, rng, epoch, progress)
-        figures = task.validate()
+        reseed(config.seed, epoch)
+        try:
+            loss = _train_epoch(task, loss_of, optimiser, rng, epoch, progress)
+            figures = agreed(task.validate())
+        except RuntimeError as error:
+            if not lost_a_rank(error):
+                raise
+            raise TrainingError(
+                "another process of this training ended; what it said comes first. "
+                "Start them all again with --resume"
+            ) from error
         record: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, **figures}
         record["seconds"] = time.monotonic() - started
         record["best"] = all(record["ndcg@10"] > earlier["ndcg@10"] for earlier in records)
         if record["best"]:
             best = {name: value.clone() for name, value in system.state_dict().items()}
         records.append(record)
-        if checkpoint is not None:
+        if checkpoint is not None and is_main():
             saved = {"records": records}
             save_checkpoint(checkpoint, run, system, optimiser, best, rng, saved)
         progress.epoch(record)
@@ -104,6 +127,7 @@ def fit(
 
 def _train_epoch(
     task: Task[Example],
+    loss_of: Loss,
     optimiser: torch.optim.Optimizer,
     rng: np.random.Generator,
     epoch: int,
@@ -118,7 +142,7 @@ def _train_epoch(
         rate = learning_rate(task.config, epoch * steps + index, done)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        value = _step(task, optimiser, batch.to(device), done)
+        value = _step(task, loss_of, optimiser, own_rows(batch).to(device), done)
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss became {value} in epoch {epoch + 1}: "
@@ -130,17 +154,31 @@ def _train_epoch(
 
 
 def _step(
-    task: Task[Example], optimiser: torch.optim.Optimizer, batch: Example, done: float
+    task: Task[Example],
+    loss_of: Loss,
+    optimiser: torch.optim.Optimizer,
+    batch: Example,
+    done: float,
 ) -> float:
     """One optimiser step; nothing is changed if the loss is not finite. Returns the loss."""
-    loss = task.loss(batch, done)
-    value = loss.item()
+    loss = loss_of(batch, done)
+    value = average(loss.item())
     if math.isfinite(value):
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(task.system.parameters(), task.config.clip_norm)
-        optimiser.step()
+        update(task, optimiser)
     return value
+
+
+def update(task: Task[Any], optimiser: torch.optim.Optimizer) -> None:
+    """Clips the gradients that are there and takes a step with them."""
+    parameters = [p for p in task.system.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    # The factor is 1 most of the time, and millions of gradients are not multiplied by it then.
+    # To ask a GPU would cost more than to multiply.
+    if norm.is_cuda or norm > task.config.clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, task.config.clip_norm, norm)
+    optimiser.step()
 
 
 def fit_seconds(task: Task[Example], device: str = "cpu") -> float:
@@ -150,12 +188,12 @@ def fit_seconds(task: Task[Example], device: str = "cpu") -> float:
     """
     keep_memory()
     task.system.to(device).train()
-    optimiser = _optimiser(task)
+    optimiser = make_optimiser(task)
     steps, stream = task.epoch(np.random.default_rng(0))
     times = []
     for batch in itertools.islice(stream, 9):
         started = time.monotonic()
-        _step(task, optimiser, batch.to(device), 0.5)
+        _step(task, task.loss, optimiser, own_rows(batch).to(device), 0.5)
         times.append(time.monotonic() - started)
     return statistics.median(times) * steps * task.config.epochs if times else 0.0
 
@@ -175,7 +213,8 @@ def run_identity(task: Task[Example]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _optimiser(task: Task[Example]) -> torch.optim.Optimizer:
+def make_optimiser(task: Task[Any]) -> torch.optim.Optimizer:
+    """AdamW with the task's settings."""
     config = task.config
     return torch.optim.AdamW(
         task.system.parameters(),

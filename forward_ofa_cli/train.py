@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,6 +82,11 @@ def train(
         float | None, typer.Option(help="lambda; larger means fewer blocks.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="tau of the Gumbel softmax.")] = None,
+    bases: Annotated[
+        int | None,
+        typer.Option(help="0: the paper's hypernetworks; r > 0: each block mixes r networks that "
+                     "all devices share (trains faster)."),
+    ] = None,
     candidates: Annotated[
         int | None,
         typer.Option(help="Items retrieved in the funnel's evaluation; serve has its own option."),
@@ -113,14 +119,19 @@ def train(
             "extractor_history": extractor_history,
             "compact_weight": compact_weight,
             "temperature": temperature,
+            "bases": bases,
         },
         backbone={"blocks": blocks, "hidden": hidden, "history": history},
         run={"candidates": candidates, "compare": compare},
         settings=settings or (),
     )  # fmt: skip
-    out = console(stderr=as_json)
-    place = Place(run_dir, resume, base_run, device)
-    run = _train(log, given, Base(recipe, backbone, system), place, out)
+    base = Base(recipe, backbone, system)
+    with ranks(device) as (own_device, main):
+        out = console(stderr=as_json) if main else Console(quiet=True)
+        place = Place(run_dir, resume, base_run, own_device)
+        run = _train(log, given, base, place, out)
+    if not main:
+        return
     if as_json:
         typer.echo(json.dumps(run.report, indent=2))
         return
@@ -130,6 +141,20 @@ def train(
     if run.config.system == "forward-ofa":
         out.print(f" Next: forward-ofa publish --run-dir {run.folder}", end="")
     out.print()
+
+
+@contextmanager
+def ranks(device: str) -> Iterator[tuple[str, bool]]:
+    """This process's device, and whether it is the one that talks: the only one, unless torchrun
+    started several. Raises CommandError (usage) for a device that there is not."""
+    from forward_ofa.distributed import is_main, joined
+
+    with ExitStack() as stack:
+        try:
+            own = stack.enter_context(joined(device_named(device)))
+        except ValueError as error:
+            raise CommandError(str(error), Exit.USAGE) from None
+        yield own, is_main()
 
 
 @dataclass(frozen=True)
@@ -143,7 +168,8 @@ class Base:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run is kept, whether it goes on, what it takes over, where it computes."""
+    """Where a run is kept, whether it goes on, what it takes over, where it computes (as torch
+    names it)."""
 
     run_dir: Path | None
     resume: bool
@@ -168,16 +194,19 @@ class Overrides:
 
 
 def _train(chosen: source.Source, given: Overrides, base: Base, place: Place, out: Console) -> Run:
-    device = device_named(place.device)
+    from forward_ofa.distributed import main_first, own_folder
+
     begun = place.run_dir if place.resume and resumable(place.run_dir) else None
     if begun is not None:
         chosen = source.remembered(begun, chosen.data)
         config = overridden(stored_config(begun), given)
-        prepared = chosen.load(out)
+        with main_first():
+            prepared = chosen.load(out)
     else:
         # What cannot be is refused before a long log is read.
         overridden(configured(base.recipe, base.backbone, system=base.system), given)
-        prepared = chosen.load(out)
+        with main_first():
+            prepared = chosen.load(out)
         size = prepared.num_interactions
         config = overridden(configured(base.recipe, base.backbone, size, base.system), given)
     folder = place.run_dir or Path("runs") / run_name(prepared.name, config)
@@ -187,11 +216,12 @@ def _train(chosen: source.Source, given: Overrides, base: Base, place: Place, ou
             "--run-dir",
             Exit.BAD_VERSION,
         )
-    if begun is None:
-        chosen.remember(folder, prepared.name)
-    run = train_and_tell(prepared, config, folder, out, place.resume, place.base_run, device)
-    # Of a run that goes on, only after it was found to be of this log.
-    chosen.remember(folder, prepared.name)
+    with own_folder(folder) as own:
+        if begun is None:
+            chosen.remember(own, prepared.name)
+        run = train_and_tell(prepared, config, own, out, place.resume, place.base_run, place.device)
+        # Of a run that goes on, only after it was found to be of this log.
+        chosen.remember(own, prepared.name)
     return run
 
 

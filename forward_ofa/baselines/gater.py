@@ -50,6 +50,7 @@ from forward_ofa.cost import FLOAT32_BITS, Costs, gru_flops, gru_parameters, net
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.evaluation import user_batches
 from forward_ofa.foundation import Foundation
+from forward_ofa.generated import Generated
 from forward_ofa.model import Batch
 from forward_ofa.objectives import next_item_loss
 from forward_ofa.ops import TorchOps
@@ -114,7 +115,9 @@ class GatedOps(TorchOps):
     """TorchOps whose linear maps may have gates: the products once for all windows, then each
     window's gates, instead of a matrix a window."""
 
-    def linear(self, x: Tensor, weight: Tensor | GatedMatrix, bias: Tensor) -> Tensor:
+    def linear(
+        self, x: Tensor, weight: Tensor | Generated | GatedMatrix, bias: Tensor | Generated
+    ) -> Tensor:
         if isinstance(weight, GatedMatrix):
             return super().linear(x, weight.weight, bias) * weight.gate
         return super().linear(x, weight, bias)

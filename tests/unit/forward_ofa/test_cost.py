@@ -94,6 +94,11 @@ def test_the_recipes_count_the_modules_that_are_really_there() -> None:
         cloud = system.mapper.hypernetworks.parameters()
         assert sum(p.numel() for p in device) == device_modules_cost(backbone, 5).parameters
         assert sum(p.numel() for p in cloud) == cloud_modules_cost(backbone).parameters
+        with torch.device("meta"):
+            factored = ForwardOFA(10, MethodConfig(backbone, bases=8)).mapper.hypernetworks
+        cost = cloud_modules_cost(backbone, bases=8)
+        assert sum(p.numel() for p in factored.parameters()) == cost.parameters
+        assert cost.flops.true < cloud_modules_cost(backbone).flops.true / 7
 
 
 def test_true_flops_count_attention_and_only_kept_blocks() -> None:

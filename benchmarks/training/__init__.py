@@ -1,0 +1,1 @@
+"""Speed of training; see docs/training-speed.md."""
