@@ -1,13 +1,15 @@
 """From a job's parameters to a data set and a configuration: the one place that reads them.
 
 The service checks with it before a job is queued, and the training process builds with it, so
-that both mean the same. Loads no torch.
+that both mean the same. The table of systems loads torch: with the
+first job, not with this module.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,15 +28,14 @@ from forward_ofa.data import (
     load,
     prepare,
 )
-from forward_ofa.recipes import recipe
 from forward_ofa_device.backbones import build
 from services.ports import JobParameters
 from services.registry.contract import STABLE, is_label
 from services.trainer.gate import parse_gate
 
 SYNTHETIC = "synthetic"
-DEVICES = ("auto", "cpu", "cuda")
-SYSTEMS = ("forward-ofa",)
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+_SERVED = "forward-ofa"
 _COLUMNS = ("user_column", "item_column", "time_column")
 _NUMBERS = ("min_user", "min_item")
 _LONGEST = 4096
@@ -54,7 +55,7 @@ def check(parameters: JobParameters, check_bytes: int) -> None:
     check_bytes: logs on disk up to this size are read and filtered.
     """
     configure(parameters, 0)
-    _check_publication(parameters)
+    _check_rest(parameters)
     _filter(parameters.log)
     path = Path(parameters.data).expanduser()
     if parameters.data == SYNTHETIC or (parameters.data in DATASETS and not path.exists()):
@@ -96,10 +97,10 @@ def read(parameters: JobParameters, cache: Path) -> SequenceDataset:
 
 def configure(parameters: JobParameters, interactions: int) -> RunConfig:
     """The recipe, with single values replaced. Raises BadParameters."""
-    _one_of("system", parameters.system, SYSTEMS)
-    _one_of("device", parameters.device, DEVICES)
+    from forward_ofa.recipes import recipe
+
     try:
-        config = recipe(parameters.recipe, parameters.backbone, interactions)
+        config = recipe(parameters.recipe, parameters.backbone, interactions, parameters.system)
         for name, text in parameters.settings.items():
             config = _replaced(config, name, name.split("."), text)
         build(config.method.backbone)
@@ -108,11 +109,20 @@ def configure(parameters: JobParameters, interactions: int) -> RunConfig:
     return config
 
 
-def _check_publication(parameters: JobParameters) -> None:
+def _check_rest(parameters: JobParameters) -> None:
     try:
         parse_gate(parameters.gate)
     except ValueError as error:
         raise BadParameters(str(error)) from error
+    if parameters.publish and parameters.system != _SERVED:
+        raise BadParameters(
+            f"system {parameters.system} is there to be compared with, only {_SERVED} can be "
+            "published: submit it with --no-publish"
+        )
+    if not _DEVICE.fullmatch(parameters.device):
+        raise BadParameters(
+            f"unknown device {parameters.device[:64]!r}: use auto, cpu, cuda or cuda:N"
+        )
     if not parameters.label:
         if parameters.percent:
             raise BadParameters("percent needs a label: name one, for example canary")

@@ -12,10 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from forward_ofa.checkpoint import CheckpointError
 from forward_ofa.data import SequenceDataset
+from forward_ofa.devices import find_device
 from forward_ofa.runs import Run, RunError, load_run, train_run, write_json
 from services.ports import JobParameters, Verdict
 from services.publishing import publish_run
@@ -44,10 +43,10 @@ def perform(spec: Spec, worker: Worker) -> dict[str, Any]:
         registry = open_registry(spec.registry, cache)
         if spec.parameters.publish and registry.exists(spec.job):
             return _published(spec, registry)
-        _check_device(spec.parameters)
+        device = _device(spec.parameters)
         data = plan.read(spec.parameters, Path(spec.cache))
         worker.check()
-        run = _trained(spec, data, worker)
+        run = _trained(spec, data, worker, device)
         metrics = _figures(run.report)
         if not spec.parameters.publish:
             return {"event": "done", "metrics": metrics, "version": "", "verdict": None}
@@ -97,32 +96,33 @@ def _locked(folder: Path, worker: Worker) -> Iterator[None]:
         yield
 
 
-def _check_device(parameters: JobParameters) -> None:
-    """Raises NoDevice, before anything is read."""
-    if parameters.device == "cuda" and not torch.cuda.is_available():
+def _device(parameters: JobParameters) -> str:
+    """As torch names it. Raises NoDevice, before anything is read."""
+    try:
+        return find_device(parameters.device)
+    except ValueError as error:
         raise NoDevice(
-            "the job asks for device cuda, and this worker has no GPU that PyTorch can use: "
-            "start a worker where there is one, or submit with --device auto"
-        )
+            f"{error}. This is about the worker: start one where there is a GPU"
+        ) from error
 
 
-def _trained(spec: Spec, data: SequenceDataset, worker: Worker) -> Run:
+def _trained(spec: Spec, data: SequenceDataset, worker: Worker, device: str) -> Run:
     """The run, from where it is. A run folder of other data (the log has grown since) or that
     is damaged is emptied: the job means the log as it is."""
     folder = spec.folder / _RUN
     config = plan.configure(spec.parameters, data.num_interactions)
     if (folder / "report.json").exists():
         with contextlib.suppress(RunError):
-            run = load_run(folder)
+            run = load_run(folder, device)
             if run.data_card["fingerprint"] == data.fingerprint():
                 return run
         _start_afresh(spec)
     progress = _Told(worker)
     try:
-        return train_run(data, config, folder, progress, resume=True)
+        return train_run(data, config, folder, progress, resume=True, device=device)
     except CheckpointError:
         _start_afresh(spec)
-        return train_run(data, config, folder, progress, resume=True)
+        return train_run(data, config, folder, progress, resume=True, device=device)
 
 
 def _start_afresh(spec: Spec) -> None:

@@ -25,7 +25,7 @@ TINY = {
     "method.backbone.blocks": "3",
     "method.backbone.hidden": "16",
     "candidates": "20",
-    "forward_ofa.epochs": "2",
+    "training.epochs": "2",
 }
 ENDED = (
     api.JOB_STATE_DONE,

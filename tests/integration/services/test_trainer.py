@@ -111,7 +111,7 @@ def test_what_goes_wrong_is_the_jobs_reason_and_nothing_is_published(running, tm
     finally:
         running.ended(absent), running.ended(diverging)
     # Both slots are busy until the log is cut: it was whole when it was checked.
-    blocking = [running.submit(settings={"forward_ofa.epochs": "5000"}) for _ in range(2)]
+    blocking = [running.submit(settings={"training.epochs": "5000"}) for _ in range(2)]
     damaged = running.submit(data=str(cut))
     cut.write_text(whole[: len(whole) // 2 + 3].rpartition(",")[0])
     full = running.submit()
@@ -157,7 +157,7 @@ def test_a_gate_refuses_and_may_be_opened_without_training_again(running):
 @pytest.mark.slow
 def test_ctrl_c_ends_all_in_order_and_the_job_goes_on_at_the_next_start(tmp_path: Path):
     with trainer(tmp_path) as first:
-        job_id = first.submit(settings={"forward_ofa.epochs": "30"})
+        job_id = first.submit(settings={"training.epochs": "30"})
         first.wait(lambda: len(first.job(job_id).epochs) >= 4, 90)
         assert first.stop(signal.SIGINT) == 0
         said = [json.loads(line) for line in first.output.read_text().splitlines() if "{" in line]

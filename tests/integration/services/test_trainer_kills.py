@@ -14,7 +14,7 @@ from tests.support.trainer import TrainerUnderTest, trainer
 
 KILLS, KILLS_OF_A_JOB = 20, 4
 PARTS = ("worker", "training", "redis")
-SETTINGS = {"forward_ofa.epochs": "8", "device_rec.epochs": "4"}
+SETTINGS = {"training.epochs": "8", "device_rec.epochs": "4"}
 
 
 def figures(job: api.Job) -> tuple[dict[str, float], list[tuple[str, int, float, float]]]:

@@ -79,7 +79,7 @@ def test_a_log_that_has_grown_is_trained_on_from_the_start(tmp_path: Path):
 
 @pytest.mark.slow
 def test_it_ends_when_its_worker_has_gone_and_when_it_is_told_to(tmp_path: Path):
-    settings = {**TINY, "forward_ofa.epochs": "5000"}
+    settings = {**TINY, "training.epochs": "5000"}
     said = spec(tmp_path, settings=settings, publish=False)
 
     def training() -> Child:

@@ -22,8 +22,9 @@ GOOD = JobParameters("synthetic", recipe="quick")
     [
         ({"recipe": "none"}, "unknown recipe 'none'"),
         ({"backbone": "none"}, "none"),
-        ({"system": "none"}, "unknown system 'none'"),
+        ({"system": "none"}, "none"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"system": "duet"}, "--no-publish"),
         ({"settings": {"device_rec.epoch": "1"}}, "'epoch' is none of epochs"),
         ({"settings": {"device_rec": "1"}}, "device_rec.epochs"),
         ({"settings": {"device_rec.epochs": "0"}}, "epochs must be at least 1"),
@@ -62,11 +63,11 @@ def test_a_log_of_which_nothing_is_left_is_refused(tmp_path: Path):
 
 def test_settings_replace_the_recipes_values():
     settings = {
-        "forward_ofa.epochs": "7", "method.backbone.hidden": "16", "warm_start": "false",
+        "training.epochs": "7", "method.backbone.hidden": "16", "warm_start": "false",
         "method.backbone.dilations": "1,2", "foundation": "none", "device_rec.weight_decay": "1",
     }  # fmt: skip
     config = plan.configure(replace(GOOD, settings=settings), 0)
-    assert config.forward_ofa.epochs == 7
+    assert config.training.epochs == 7
     assert config.method.backbone.hidden == 16
     assert config.method.backbone.dilations == (1, 2)
     assert (config.warm_start, config.foundation) == (False, None)
