@@ -185,7 +185,8 @@ def _end_with(parent: int | None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 2 for settings that cannot work."""
     parser = make_parser()
-    a, a.serve = parser.parse_known_args(arguments)
+    a, unknown = parser.parse_known_args(arguments)
+    a.serve = unknown
     if a.serve and a.command != "up":
         parser.error(f"unknown option: {' '.join(a.serve)}")
     configure(a.log_level, sys.stderr)
