@@ -22,10 +22,10 @@ from pathlib import Path
 
 from services.registry.location import open_registry, place
 from services.registry.settings import CacheSettings
+from services.runtime.checks import SettingsError
 from services.runtime.files import write_atomically
 from services.runtime.http import HttpEndpoint
 from services.runtime.logs import configure, log
-from services.runtime.settings import SettingsError
 from services.trainer.settings import BeatSettings, TrainerSettings, WorkerSettings
 
 _LOGGER = logging.getLogger(__name__)
