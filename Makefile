@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.9.9
 RUNTIME := $(VENV)/.runtime-installed
+TRAINER := $(VENV)/.trainer-installed
 DEV := $(VENV)/.dev-installed
 
 .PHONY: help
@@ -29,6 +30,10 @@ demo: $(RUNTIME) ## the whole thing in minutes; DATA=path or name of a log, ARGS
 .PHONY: serve
 serve: $(RUNTIME) ## serve the version that the last demo made, until Ctrl-C; ARGS=--help for more
 	@$(BIN)/forward-ofa serve --metrics 127.0.0.1:9464 $(ARGS)
+
+.PHONY: trainer
+trainer: $(TRAINER) ## training as a service: Redis, gRPC, beat, worker, until Ctrl-C; ARGS=--help
+	@$(BIN)/forward-ofa trainer up $(ARGS)
 
 .PHONY: bench
 bench: $(DEV) ## serving speed beside four peers and two floors, 20 minutes; ARGS=--quick: 2
@@ -91,7 +96,7 @@ format: $(DEV) ## let ruff and buf repair what they can
 
 .PHONY: requirements
 requirements: $(DEV) ## pin anew what requirements/*.in leave open
-	for name in runtime s3 tracing dev; do \
+	for name in runtime s3 tracing trainer dev; do \
 	  $(BIN)/uv pip compile --quiet --no-annotate --no-header --torch-backend=cpu \
 	    "requirements/$$name.in" | sed 's/+cpu$$//' > "requirements/$$name.tmp"; \
 	  mv "requirements/$$name.tmp" "requirements/$$name.txt"; \
@@ -106,6 +111,10 @@ $(RUNTIME): requirements/runtime.txt pyproject.toml scripts/install.sh
 	@scripts/install.sh '$(PYTHON)' $(VENV) $(UV_VERSION) requirements/runtime.txt
 	@touch $@
 
+$(TRAINER): requirements/trainer.txt pyproject.toml scripts/install.sh
+	@scripts/install.sh '$(PYTHON)' $(VENV) $(UV_VERSION) requirements/trainer.txt
+	@touch $(RUNTIME) $@
+
 $(DEV): requirements/dev.txt requirements/runtime.txt pyproject.toml scripts/install.sh
 	@scripts/install.sh '$(PYTHON)' $(VENV) $(UV_VERSION) requirements/dev.txt
-	@touch $(RUNTIME) $@
+	@touch $(RUNTIME) $(TRAINER) $@

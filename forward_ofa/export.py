@@ -30,14 +30,16 @@ SHARD_ITEMS = 4096
 """Items of the other shards: many, so that asking for one does not say which item is meant."""
 
 
-def export_version(run: Run, data: SequenceDataset, staging: Path) -> str:
+def export_version(run: Run, data: SequenceDataset, staging: Path, version: str = "") -> str:
     """Writes all files of a version into the empty folder `staging`; returns the version's id.
+
+    version: the id; "": one made of the time and the weights.
 
     Raises OSError when it cannot be written.
     """
     system = run.forward_ofa.to("cpu").eval()
     created = datetime.datetime.now(datetime.UTC)
-    version = f"{created:%Y%m%d-%H%M%S}-{_weights_digest(system)[:8]}"
+    version = version or f"{created:%Y%m%d-%H%M%S}-{_weights_digest(system)[:8]}"
     (staging / "bundle").mkdir(parents=True)
     _write_cloud(system, staging)
     shards = item_shards(data)

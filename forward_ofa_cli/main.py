@@ -16,11 +16,13 @@ from forward_ofa_cli import (
     demo,
     device,
     evaluate,
+    jobs,
     publish,
     serve,
     systems,
     token,
     train,
+    trainer,
     versions,
 )
 from forward_ofa_cli.errors import MEANING, Exit, explain
@@ -64,7 +66,7 @@ forward pass of the cloud and with no training on the phone.
 
 In the order in which one uses them: **demo** shows everything; **data** lists public logs;
 **systems**, **train**, **evaluate**, **publish**, **versions**, **serve**, **token**, **device**;
-**cost** is the accounting.
+**cost** is the accounting. For training as a service: **trainer**, **jobs**.
 
 **Exit codes**
 
@@ -100,6 +102,8 @@ app.command("serve", context_settings=_PASS_ON)(serve.serve)
 app.command("token")(token.token)
 app.command("device", context_settings=_PASS_ON)(device.device)
 app.command("cost")(cost.cost)
+app.command("trainer", context_settings=_PASS_ON)(trainer.trainer)
+app.add_typer(jobs.app, name="jobs")
 
 
 def main() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,8 +23,6 @@ REGISTRY_HELP = "A folder, or a URL such as s3://BUCKET/PREFIX."
 Cache = Annotated[
     Path | None, typer.Option("--registry-cache", help="For copies, if the registry is a URL.")
 ]
-_QUERIES = 256
-"""Users whose queries the recall of an approximate index is measured on."""
 
 
 def publish(
@@ -94,29 +90,10 @@ def publish_run(
 
     Raises RegistryError, RunError if `data` is not the run's, Fault, OSError.
     """
-    from forward_ofa.export import export_version, retrieval_queries
-    from forward_ofa.runs import RunError
-    from services.controller.indexing import IndexSettings, add_index
+    from services.publishing import publish_run as publish_to
 
-    if data.fingerprint() != run.data_card["fingerprint"]:
-        raise RunError(
-            f"this log is not the one that {run.folder} was trained on "
-            f"({run.data_card['source']}): give the same --data"
-        )
     registry = open_place(where, cache)
-    staging = registry.staging()
-    try:
-        with warnings.catch_warnings():
-            # PyTorch warns of batches when it traces a GRU; these programs serve one device.
-            warnings.simplefilter("ignore", UserWarning)
-            export_version(run, data, staging)
-        indexing = indexing or IndexSettings()
-        if indexing.is_approximate(data.num_items):
-            add_index(staging, retrieval_queries(run, data, _QUERIES), indexing)
-        version = registry.publish(staging)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    version = publish_to(run, data, registry, indexing)
     if label:
         registry.label(label, version)
     return version

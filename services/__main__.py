@@ -22,6 +22,7 @@ from services.runtime.settings import ChannelSettings, ServerSettings, SettingsE
 from services.runtime.tracing import TracingSettings
 from services.sessions.settings import SessionSettings
 from services.settings import ServeSettings, parse_targets
+from services.trainer.settings import TrainerSettings
 from services.versions import VersionSettings
 from services.wiring import serve
 
@@ -53,7 +54,11 @@ def make_parser(*, find_registry: bool = False) -> argparse.ArgumentParser:
     )
     add("--registry-cache", type=Path, default=cache.folder, help="for copies, with a URL")
     add("--registry-cache-bytes", type=int, default=cache.limit_bytes, help="of it at most")
-    add("--target", default="all", help="all, or a comma list of controller, assembler, mapper")
+    add(
+        "--target",
+        default="all",
+        help="all, or a comma list of controller, assembler, mapper; or trainer alone",
+    )
     add("--processes", type=int, default=1, help="that share the port and the work")
     add("--exit-with", type=int, help=argparse.SUPPRESS)
     add("--listen", default=server.listen, help="HOST:PORT for gRPC; port 0 takes a free one")
@@ -99,6 +104,8 @@ def make_parser(*, find_registry: bool = False) -> argparse.ArgumentParser:
         default=AssemblerSettings().mapper_seconds,
         help="that the assembler waits for the mapper at most",
     )
+    add("--broker", help="target trainer: Redis of the jobs, redis://HOST:PORT/DB or unix://PATH")
+    add("--home", type=Path, default=Path("runs/trainer"), help="target trainer: run folders")
     _add_network(parser, server)
     _add_operations(parser)
     return parser
@@ -188,9 +195,12 @@ def read_settings(
     find_registry: asked where --registry is left out; None: it may not be.
     """
     a = make_parser(find_registry=find_registry is not None).parse_args(arguments)
+    targets = parse_targets(a.target)
+    training = _read_trainer(a) if "trainer" in targets else None
     settings = ServeSettings(
         registry=find_registry() if a.registry is None and find_registry else a.registry,
-        targets=parse_targets(a.target),
+        targets=targets,
+        training=training,
         mapper=a.mapper,
         assembler=a.assembler,
         metrics=a.metrics,
@@ -219,6 +229,13 @@ def read_settings(
         ),
     )
     return settings, a.log_level
+
+
+def _read_trainer(a: argparse.Namespace) -> TrainerSettings:
+    if a.broker is None or a.registry is None:
+        raise SettingsError("the target trainer needs --broker and --registry")
+    cache = CacheSettings(a.registry_cache, a.registry_cache_bytes)
+    return TrainerSettings(a.broker, a.home, a.registry, cache)
 
 
 def _read_server(a: argparse.Namespace) -> ServerSettings:

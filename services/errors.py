@@ -45,6 +45,12 @@ class Reason(StrEnum):
     DEADLINE = "DEADLINE"
     CORRUPT_VERSION = "CORRUPT_VERSION"
     NO_VERSION = "NO_VERSION"
+    BAD_JOB = "BAD_JOB"
+    UNKNOWN_JOB = "UNKNOWN_JOB"
+    JOB_STATE = "JOB_STATE"
+    TOO_MANY_JOBS = "TOO_MANY_JOBS"
+    QUEUE_UNAVAILABLE = "QUEUE_UNAVAILABLE"
+    REGISTRY_REFUSED = "REGISTRY_REFUSED"
     INTERNAL = "INTERNAL"
 
 
@@ -194,6 +200,39 @@ CATALOGUE: Mapping[Reason, Entry] = {
         "no version is loaded yet",
         "Ask again within the retry window; the operator must publish and label a version.",
         (1_000, 5_000),
+    ),
+    Reason.BAD_JOB: Entry(
+        "INVALID_ARGUMENT",
+        "the job is not valid, nothing was queued: {problem}",
+        "Correct the job and submit it again.",
+    ),
+    Reason.UNKNOWN_JOB: Entry(
+        "NOT_FOUND",
+        "there is no job {job}",
+        "List the jobs; ended ones are forgotten after some time.",
+    ),
+    Reason.JOB_STATE: Entry(
+        "FAILED_PRECONDITION",
+        "{problem}",
+        "Look at the job's state, and choose what that state allows.",
+    ),
+    Reason.TOO_MANY_JOBS: Entry(
+        "RESOURCE_EXHAUSTED",
+        "{limit} jobs are queued or running already",
+        "Submit again when some have ended, or cancel those that nobody needs.",
+        (30_000, 120_000),
+    ),
+    Reason.QUEUE_UNAVAILABLE: Entry(
+        "UNAVAILABLE",
+        "the queue of jobs cannot be reached",
+        "Ask again within the retry window; submitting again with the same submission id makes "
+        "no second job.",
+        (1_000, 5_000),
+    ),
+    Reason.REGISTRY_REFUSED: Entry(
+        "FAILED_PRECONDITION",
+        "{problem}",
+        "Look at the versions and labels of the registry, then ask for what is there.",
     ),
     Reason.INTERNAL: Entry(
         "INTERNAL",

@@ -20,21 +20,27 @@ from services.runtime.settings import (
 )
 from services.runtime.tracing import TracingSettings
 from services.sessions.settings import SessionSettings
+from services.trainer.settings import TrainerSettings
 from services.versions import VersionSettings
 
-Target = Literal["controller", "mapper", "assembler"]
+Target = Literal["controller", "mapper", "assembler", "trainer"]
 TARGETS: tuple[Target, ...] = ("controller", "assembler", "mapper")
+"""What `all` means. The trainer stands alone: its callers, tokens and machines are others."""
+_TRAINER: tuple[Target, ...] = ("trainer",)
 
 
 def parse_targets(text: str) -> tuple[Target, ...]:
-    """ "all" or a comma list of targets. Raises SettingsError."""
+    """ "all", "trainer", or a comma list of the others. Raises SettingsError."""
     names = [name.strip() for name in text.split(",")]
     if names == ["all"]:
         return TARGETS
+    if names == ["trainer"]:
+        return _TRAINER
     unknown = [name for name in names if name not in TARGETS]
     if unknown or len(set(names)) != len(names):
         raise SettingsError(
-            f"target is {text!r}: use all, or a comma list of {', '.join(TARGETS)}, each once"
+            f"target is {text!r}: use all, trainer alone, or a comma list of "
+            f"{', '.join(TARGETS)}, each once"
         )
     return tuple(cast(Target, name) for name in names)
 
@@ -57,6 +63,7 @@ class ServeSettings:
         has a metrics port of its own, from that of `metrics` on.
     exit_with: process id; this process drains and ends when that one is no longer its parent.
     server, tracing, channels, versions, sessions, mapping, assembling, controlling: see there.
+    training: for the target trainer, which needs it; None for the others.
     """
 
     registry: Path | str
@@ -77,10 +84,15 @@ class ServeSettings:
     mapping: MapperSettings = field(default_factory=MapperSettings)
     assembling: AssemblerSettings = field(default_factory=AssemblerSettings)
     controlling: ControllerSettings = field(default_factory=ControllerSettings)
+    training: TrainerSettings | None = None
 
     def __post_init__(self) -> None:
         if not self.targets:
             raise SettingsError("no target: name at least one service to run")
+        if ("trainer" in self.targets) != (self.training is not None) or (
+            "trainer" in self.targets and len(self.targets) > 1
+        ):
+            raise SettingsError("the target trainer stands alone, and needs --broker")
         if self.processes < 1:
             raise SettingsError("processes must be at least 1")
         folder = local_folder(self.registry)

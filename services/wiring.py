@@ -14,7 +14,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,8 @@ from services.runtime.settings import SettingsError
 from services.runtime.tracing import TracedAssembler, TracedMapper, Tracing
 from services.sessions.memory import MemorySessions
 from services.settings import ServeSettings, Target
+from services.trainer.pulse import Pulse
+from services.trainer.settings import TrainerSettings
 from services.versions import Versions
 
 _LOGGER = logging.getLogger(__name__)
@@ -53,23 +55,30 @@ class Running:
         server: Server,
         metrics_address: str,
         versions: Mapping[Target, Versions[Any]],
+        pulses: Sequence[Pulse],
         stack: AsyncExitStack,
     ) -> None:
         self.address = server.address
         self.metrics_address = metrics_address
         self._settings, self._server = settings, server
         self._versions, self._stack = versions, stack
+        self._parts: Sequence[Versions[Any] | Pulse] = [*versions.values(), *pulses]
 
     @property
     def version(self) -> str:
         """The version that new sessions get; "" before all components have one."""
         current = [versions.current for versions in self._versions.values()]
-        return current[0] if all(current) else ""
+        return current[0] if current and all(current) else ""
+
+    @property
+    def awaits_version(self) -> bool:
+        """Whether a component has none, and can do nothing without."""
+        return bool(self._versions) and not self.version
 
     async def wait_ready(self) -> None:
         """Until every component answers and health says so. Without a published version that
         is for ever: put a timeout around it if that is not meant."""
-        while not all(versions.ready() for versions in self._versions.values()):
+        while not all(part.ready() for part in self._parts):
             await asyncio.sleep(0.05)
         self._server.health.refresh()
 
@@ -115,8 +124,12 @@ async def start(settings: ServeSettings) -> Running:
         endpoint.probe(alive=lambda: server.health.alive, ready=lambda: server.health.ready)
         for versions in parts.versions.values():
             await versions.start()
+        for pulse in parts.pulses:
+            await pulse.start()
         server.health.refresh()
-        return Running(settings, server, endpoint.address, parts.versions, stack.pop_all())
+        return Running(
+            settings, server, endpoint.address, parts.versions, parts.pulses, stack.pop_all()
+        )
     raise AssertionError("unreachable: the stack swallows no exception")
 
 
@@ -173,7 +186,7 @@ async def _announce(running: Running, ready_file: Path | None) -> None:
     log(
         _LOGGER, logging.INFO, "listening", address=running.address, metrics=running.metrics_address
     )
-    if not running.version:
+    if running.awaits_version:
         log(_LOGGER, logging.WARNING, "no version is labelled yet: publish and label one")
     await running.wait_ready()
     log(_LOGGER, logging.INFO, "ready", version=running.version)
@@ -194,6 +207,7 @@ class _Components:
         except RegistryError as error:
             raise SettingsError(str(error)) from error
         self.versions: dict[Target, Versions[Any]] = {}
+        self.pulses: list[Pulse] = []
         self.registrations: list[_Register] = []
         self.health: dict[str, Callable[[], bool]] = {}
         self.offered: list[str] = []
@@ -216,6 +230,8 @@ class _Components:
             assembler = TracedAssembler(assembler)
         if "controller" in targets and assembler is not None:
             self._controller(assembler)
+        if self._settings.training is not None:
+            self._trainer(self._settings.training)
 
     # Imports are local so that a process loads the libraries of its targets alone: torch is
     # the mapper's.
@@ -280,6 +296,21 @@ class _Components:
             versions,
             lambda s: add_ControllerServiceServicer_to_server(servicer, s),
         )
+
+    def _trainer(self, settings: TrainerSettings) -> None:
+        from forward_ofa_api.trainer.v1.trainer_pb2_grpc import (
+            add_TrainerServiceServicer_to_server,
+        )
+        from services.trainer.assembling import connected
+        from services.trainer.servicer import SERVICE, TrainerServicer
+
+        parts = connected(settings, self._registry)
+        self._stack.push_async_callback(parts.pulse.stop)
+        self.pulses.append(parts.pulse)
+        servicer = TrainerServicer(parts.trainer)
+        self.health[SERVICE] = parts.pulse.ready
+        self.offered.append(SERVICE)
+        self.registrations.append(lambda s: add_TrainerServiceServicer_to_server(servicer, s))
 
     def _sessions(self) -> SessionStore:
         settings = self._settings.sessions

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.runtime.settings import SettingsError
+from services.runtime.checks import SettingsError
 
 
 def default_cache() -> Path:

@@ -31,7 +31,9 @@ from services.wire import REQUEST_ID_KEY, STATUS_DETAILS_KEY, TRACEPARENT_KEY, s
 
 _LOGGER = logging.getLogger(__name__)
 _OURS = "/forward_ofa_api."
-_DEVICES = "/forward_ofa_api.controller."
+# Called from outside: by devices, and by operators of the trainer. Who calls the others is known
+# by its certificate.
+_WITH_TOKEN = ("/forward_ofa_api.controller.", "/forward_ofa_api.trainer.")
 _Context = grpc.aio.ServicerContext[Any, Any]
 Refusal = tuple[grpc.StatusCode, str, Metadata]
 # A line for each would cost more than the refusal; the metrics count them.
@@ -50,7 +52,7 @@ class CallGuard:
     it. Health and reflection pass, but read rubbish as an empty request. A handler may answer
     with bytes: a message that it has serialised already.
 
-    access: the door for devices' calls. tracing: None makes no spans.
+    access: the door for calls from outside. tracing: None makes no spans.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class _Method:
         self.name = path.rpartition("/")[2]
         self.span_name = path[1:]
         self._decode, self._encode = handler.request_deserializer, handler.response_serializer
-        access = guard.access if path.startswith(_DEVICES) else None
+        access = guard.access if path.startswith(_WITH_TOKEN) else None
         self.access = None if access is None or access.open else access
         self.admission = guard.unary if handler.unary_unary else guard.streams
         limits = guard.limits

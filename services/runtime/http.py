@@ -9,16 +9,23 @@ import threading
 from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
-from typing import Any
+from typing import Any, Protocol
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
 from services.runtime.checks import SettingsError, split_address
 from services.runtime.logs import log
-from services.runtime.metrics import Metrics
 
 _LOGGER = logging.getLogger(__name__)
 Probe = Callable[[], bool]
+
+
+class Scraped(Protocol):
+    """Anything with time series."""
+
+    @property
+    def registry(self) -> CollectorRegistry: ...
 
 
 class HttpEndpoint:
@@ -28,7 +35,7 @@ class HttpEndpoint:
     /livez and /readyz say 503 until `probes` are set.
     """
 
-    def __init__(self, metrics: Metrics, address: str) -> None:
+    def __init__(self, metrics: Scraped, address: str) -> None:
         host, port = split_address(address, "metrics")
         kind = _Http6 if ":" in host else _Http
         self._probes: dict[str, Probe] = {}

@@ -11,7 +11,10 @@ import pytest
 from forward_ofa_cli.errors import MEANING
 from tests.support.logs import write_csv
 
-COMMANDS = ("demo", "train", "evaluate", "publish", "versions", "serve", "device", "cost")
+COMMANDS = (
+    "demo", "train", "evaluate", "publish", "versions", "serve", "device", "cost", "jobs",
+    "trainer",
+)  # fmt: skip
 
 
 def test_help_lists_commands_and_exit_codes(cli):
@@ -49,11 +52,17 @@ def test_an_unknown_option_is_wrong_usage(cli):
         (("serve", "--registry", "none"), 2, "there is no registry at none"),
         (("serve", "--registry", ".", "--target", "mappr"), 2, "mappr"),
         (("serve", "--registry", ".", "--listen", "0.0.0.0:1"), 2, "--tls-cert"),
+        (("serve", "--registry", ".", "--target", "trainer"), 2, "--broker"),
+        (("serve", "--registry", ".", "--target", "trainer,mapper"), 2, "trainer alone"),
+        (("trainer", "worker", "--broker", "http://x"), 2, "redis://HOST"),
+        (("trainer", "up", "--tokens", "none"), 2, "no file none"),
+        (("jobs", "--server", "127.0.0.1:1", "list"), 5, "cannot be reached"),
+        (("jobs", "--server", "10.0.0.1:1", "list"), 2, "--root-certificates"),
     ],
 )
 def test_one_line_says_what_to_do(cli, command, code, text):
     result = cli(*command)
-    assert result.exit_code == code
+    assert result.exit_code == code, result.stderr
     assert text in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert "Traceback" not in result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,9 @@ def told(log: InteractionLog) -> list[Row]:
 def test_runs_give_what_one_sort_gives(
     tmp_path: Path, rows: list[Row], run_rows: int, part: int, on_disk: bool
 ) -> None:
-    workspace = Workspace(tmp_path / "work") if on_disk else Workspace()
+    # A folder of its own for each example, or one would find what another has left.
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    workspace = Workspace(folder) if on_disk else Workspace()
     log = sort(rows, workspace, run_rows, part)
     expected = sorted(rows, key=lambda row: (len(row[0]), row[0], row[2]))
     assert told(log) == expected
@@ -55,7 +58,7 @@ def test_runs_give_what_one_sort_gives(
                          name="test", source="a test")  # fmt: skip
     assert np.array_equal(log.offsets, whole.offsets) and np.array_equal(log.items, whole.items)
     assert log.user_ids == whole.user_ids and log.item_ids == whole.item_ids
-    assert not (tmp_path / "work" / "runs").exists() or len(rows) <= run_rows + part
+    assert not (folder / "runs").exists() or len(rows) <= run_rows + part
 
 
 def test_one_user_with_more_rows_than_a_run(tmp_path: Path) -> None:

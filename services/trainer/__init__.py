@@ -1,0 +1,1 @@
+"""Training as a service: jobs on Celery and Redis, behind `ports.Trainer`."""

@@ -1,0 +1,229 @@
+"""The process that looks after the queue: lost jobs, lost messages, schedules, old jobs.
+
+Celery's own beat sends messages to workers; with workers that are busy for hours, whatever
+has to happen every second would wait behind a job. So this is a loop of its own, and the only
+state that it keeps is what it saw since it was started; two of them at once do no harm, for all
+that they change goes through the records.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.ports import Job, JobState
+from services.runtime.logs import log
+from services.trainer import jobs, plan
+from services.trainer.celery_app import Announcer
+from services.trainer.domain import LocalTrainer
+from services.trainer.growth import Growth
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.records import Records, RecordsUnavailable, TooManyJobs, UnknownJob
+from services.trainer.schedules import BadSchedules, Schedule, read_schedules
+from services.trainer.settings import BeatSettings, TrainerSettings
+
+_LOGGER = logging.getLogger(__name__)
+_HOUSEKEEPING_SECONDS = 15.0
+_ALL = 100_000
+
+
+@dataclass(frozen=True)
+class _Sign:
+    """A revision of a job, and when it was seen first, on our own clock."""
+
+    attempt: int
+    revision: int
+    seen: float
+
+
+class Reaper:
+    """Queues jobs again whose worker went silent, and announces those whose message is gone.
+
+    A lease has run out when its job's record has not changed for `lease_seconds` while we could
+    read it: clocks of machines are not compared, and the time in which Redis was away does not
+    count, for nobody could renew anything then.
+    """
+
+    def __init__(
+        self, settings: BeatSettings, records: Records, announcer: Announcer,
+        metrics: TrainerMetrics,
+    ) -> None:  # fmt: skip
+        self._settings, self._records = settings, records
+        self._announcer, self._metrics = announcer, metrics
+        self._signs: dict[str, _Sign] = {}
+        self._missing: dict[str, float] = {}
+
+    def forget(self) -> None:
+        """Redis was away: all leases start anew."""
+        self._signs.clear()
+        self._missing.clear()
+
+    def look(self, now: float) -> list[Job]:
+        """Once, at `now` on the monotonic clock. Raises RecordsUnavailable."""
+        live = self._records.live()
+        signs: dict[str, _Sign] = {}
+        for job in live:
+            if job.state is JobState.RUNNING:
+                known = self._signs.get(job.id)
+                fresh = _Sign(job.attempt, job.revision, now)
+                same = known and (known.attempt, known.revision) == (job.attempt, job.revision)
+                signs[job.id] = known if known is not None and same else fresh
+        self._signs = signs
+        for job in live:
+            sign = signs.get(job.id)
+            if sign is not None and now - sign.seen >= self._settings.lease_seconds:
+                self._take_back(job)
+        self._announce_missing(live, now)
+        self._metrics.looked(
+            live,
+            time.time(),
+            max((now - sign.seen for sign in signs.values()), default=0.0),
+        )
+        return live
+
+    def _take_back(self, job: Job) -> None:
+        lease = self._settings.lease_seconds
+        why = f"no sign of life from {job.worker} for {lease:g} s"
+
+        def change(now_there: Job) -> Job:
+            if now_there.revision != job.revision:
+                return now_there  # it is alive after all
+            return jobs.requeued(
+                now_there, job.attempt, why, time.time(), crashed=True, most=self._settings.crashes
+            )
+
+        try:
+            back = self._records.update(job.id, change)
+        except (jobs.Superseded, UnknownJob):
+            return
+        self._signs.pop(job.id, None)
+        if back.state is JobState.RUNNING:
+            return
+        self._metrics.lost.inc()
+        log(_LOGGER, logging.WARNING, "lost", job=job.id, worker=job.worker, state=str(back.state))
+        if back.state is JobState.QUEUED:
+            self._announcer.announce(back)
+
+    def _announce_missing(self, live: list[Job], now: float) -> None:
+        queued = [job for job in live if job.state is JobState.QUEUED]
+        waiting = self._announcer.waiting() if queued else set()
+        missing = {job.id: job for job in queued if job.id not in waiting}
+        # Between the message and the claim a job is in neither place for a moment.
+        self._missing = {job_id: self._missing.get(job_id, now) for job_id in missing}
+        for job_id, since in list(self._missing.items()):
+            if now - since >= self._settings.resend_seconds:
+                self._announcer.announce(missing[job_id])
+                self._missing[job_id] = now
+                self._metrics.announced.inc()
+                log(_LOGGER, logging.INFO, "announced again", job=job_id)
+
+
+class Scheduler:
+    """Submits a schedule's job when its log has grown enough and its last job has ended."""
+
+    def __init__(
+        self, path: Path, shared: TrainerSettings, records: Records, trainer: LocalTrainer,
+        metrics: TrainerMetrics,
+    ) -> None:  # fmt: skip
+        self._path, self._shared = path, shared
+        self._records, self._trainer, self._metrics = records, trainer, metrics
+        self._growth: dict[str, Growth] = {}
+        self._next: dict[str, float] = {}
+        self._stamp = 0
+        self._schedules = read_schedules(path)
+
+    def look(self, now: float) -> None:
+        """Once, at `now` on the monotonic clock. Raises RecordsUnavailable."""
+        self._read_again()
+        for schedule in self._schedules:
+            if now < self._next.get(schedule.name, 0.0):
+                continue
+            self._next[schedule.name] = now + schedule.look_seconds
+            try:
+                self._consider(schedule)
+            except (OSError, plan.BadParameters, TooManyJobs) as error:
+                self._metrics.schedule_failures.labels(schedule.name).inc()
+                log(
+                    _LOGGER, logging.WARNING, "a schedule's look failed",
+                    schedule=schedule.name, why=str(error) or type(error).__name__,
+                )  # fmt: skip
+
+    def _read_again(self) -> None:
+        """A file that makes no sense changes nothing."""
+        try:
+            stamp = self._path.stat().st_mtime_ns
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self._schedules = read_schedules(self._path)
+        except (OSError, BadSchedules) as error:
+            log(_LOGGER, logging.WARNING, "schedules not taken over", why=str(error))
+
+    def _consider(self, schedule: Schedule) -> None:
+        last = self._records.last_of(schedule.name)
+        if last is not None and last.state.live:
+            return
+        growth = self._growth.setdefault(schedule.name, Growth())
+        measure = growth.measure(Path(schedule.job.data))
+        if not measure.settled or measure.changed < schedule.settle_seconds:
+            # Soon again: the log was caught while it was written.
+            self._next[schedule.name] = time.monotonic() + min(
+                schedule.look_seconds, schedule.settle_seconds
+            )
+            return
+        if not schedule.due(measure.rows, last.rows if last else None):
+            return
+        plan.check(schedule.job, self._shared.check_bytes)
+        job = self._trainer.enqueue(schedule.job, schedule=schedule.name, rows=measure.rows)
+        self._metrics.scheduled.labels(schedule.name).inc()
+        log(_LOGGER, logging.INFO, "scheduled", schedule=schedule.name, job=job.id)
+
+
+class Beat:
+    """The loop. scheduler: None where there are no schedules."""
+
+    def __init__(
+        self, settings: BeatSettings, shared: TrainerSettings, records: Records,
+        reaper: Reaper, scheduler: Scheduler | None, metrics: TrainerMetrics,
+    ) -> None:  # fmt: skip
+        self._settings, self._shared, self._records = settings, shared, records
+        self._reaper, self._scheduler, self._metrics = reaper, scheduler, metrics
+        self._next_cleaning = 0.0
+        self.reached = False
+        self.turned = time.monotonic()
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop` is set."""
+        while not stop.wait(self._settings.tick_seconds):
+            self.turned = time.monotonic()
+            try:
+                self._reaper.look(self.turned)
+                if self._scheduler is not None:
+                    self._scheduler.look(self.turned)
+                if self.turned >= self._next_cleaning:
+                    self._next_cleaning = self.turned + _HOUSEKEEPING_SECONDS
+                    self.clean()
+                self._reach(True)
+            except RecordsUnavailable as error:
+                self._reach(False)
+                self._reaper.forget()
+                log(_LOGGER, logging.WARNING, "Redis does not answer", why=str(error))
+            except Exception:
+                # One bad turn must not end the process that all jobs rely on.
+                log(_LOGGER, logging.ERROR, "a turn failed unexpectedly")
+
+    def clean(self) -> None:
+        """Forgets the oldest ended jobs and their run folders; published versions stay."""
+        gone = [job for job in self._records.page((), _ALL) if not job.state.live]
+        self._metrics.remembered(gone[: self._settings.keep_jobs])
+        for job in gone[self._settings.keep_jobs :]:
+            self._records.remove(job.id)
+            shutil.rmtree(self._shared.folder(job.id), ignore_errors=True)
+            log(_LOGGER, logging.INFO, "forgotten", job=job.id)
+
+    def _reach(self, reached: bool) -> None:
+        self.reached = reached
+        self._metrics.reachable.set(reached)

@@ -1,0 +1,203 @@
+"""From a job's parameters to a data set and a configuration: the one place that reads them.
+
+The service checks with it before a job is queued, and the training process builds with it, so
+that both mean the same. The table of systems loads torch: with the
+first job, not with this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from forward_ofa.config import RunConfig
+from forward_ofa.data import (
+    DATASETS,
+    ColumnNames,
+    DataError,
+    FilterConfig,
+    InteractionLog,
+    SequenceDataset,
+    default_filter,
+    generate_log,
+    load,
+    prepare,
+)
+from forward_ofa_device.backbones import build
+from services.ports import JobParameters
+from services.registry.contract import STABLE, is_label
+from services.trainer.gate import parse_gate
+
+SYNTHETIC = "synthetic"
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+_SERVED = "forward-ofa"
+_COLUMNS = ("user_column", "item_column", "time_column")
+_NUMBERS = ("min_user", "min_item")
+_LONGEST = 4096
+
+
+class BadParameters(ValueError):
+    """A job that makes no sense. The text is for its user, and says what to do."""
+
+
+class NoDevice(Exception):
+    """The job asks for a GPU, and there is none."""
+
+
+def check(parameters: JobParameters, check_bytes: int) -> None:
+    """All that can be known before a job runs. Raises BadParameters.
+
+    check_bytes: logs on disk up to this size are read and filtered.
+    """
+    configure(parameters, 0)
+    _check_rest(parameters)
+    _filter(parameters.log)
+    path = Path(parameters.data).expanduser()
+    if parameters.data == SYNTHETIC or (parameters.data in DATASETS and not path.exists()):
+        return
+    try:
+        if not path.exists():
+            raise DataError(
+                f"{parameters.data}: neither a file or folder that this service sees nor a named "
+                f"data set ({', '.join(DATASETS)}). Check the path; it must be absolute."
+            )
+        if not path.is_absolute():
+            raise DataError(f"{parameters.data}: give an absolute path, workers start elsewhere.")
+        if size_of(path) <= check_bytes:
+            read(parameters, Path("unused"))
+    except DataError as error:
+        raise BadParameters(str(error)) from error
+    except OSError as error:
+        raise BadParameters(f"{parameters.data} cannot be read: {error.strerror}") from error
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(found.stat().st_size for found in path.rglob("*") if found.is_file())
+
+
+def read(parameters: JobParameters, cache: Path) -> SequenceDataset:
+    """The data set. cache: for downloads. Raises DataError or BadParameters."""
+    chosen = _filter(parameters.log)
+    columns = ColumnNames(*(parameters.log.get(name) for name in _COLUMNS))
+    log: InteractionLog
+    if parameters.data == SYNTHETIC and not Path(SYNTHETIC).exists():
+        log = generate_log()
+    else:
+        log = load(parameters.data, cache, columns=columns)
+    return prepare(log, chosen or default_filter(log))
+
+
+def configure(parameters: JobParameters, interactions: int) -> RunConfig:
+    """The recipe, with single values replaced. Raises BadParameters."""
+    from forward_ofa.recipes import recipe
+
+    try:
+        config = recipe(parameters.recipe, parameters.backbone, interactions, parameters.system)
+        for name, text in parameters.settings.items():
+            config = _replaced(config, name, name.split("."), text)
+        build(config.method.backbone)
+    except ValueError as error:
+        raise BadParameters(str(error)) from error
+    return config
+
+
+def _check_rest(parameters: JobParameters) -> None:
+    try:
+        parse_gate(parameters.gate)
+    except ValueError as error:
+        raise BadParameters(str(error)) from error
+    if parameters.publish and parameters.system != _SERVED:
+        raise BadParameters(
+            f"system {parameters.system} is there to be compared with, only {_SERVED} can be "
+            "published: submit it with --no-publish"
+        )
+    if not _DEVICE.fullmatch(parameters.device):
+        raise BadParameters(
+            f"unknown device {parameters.device[:64]!r}: use auto, cpu, cuda or cuda:N"
+        )
+    if not parameters.label:
+        if parameters.percent:
+            raise BadParameters("percent needs a label: name one, for example canary")
+        return
+    if not parameters.publish:
+        raise BadParameters(f"label {parameters.label} needs a version: publish it, or no label")
+    if not is_label(parameters.label):
+        raise BadParameters(
+            f"{parameters.label!r} is no label: use lower-case letters, digits and -"
+        )
+    if not 0 <= parameters.percent <= 100 or (parameters.percent and parameters.label == STABLE):
+        raise BadParameters(
+            "percent is a canary's share of the sessions, 0 to 100; stable gets the rest"
+        )
+
+
+def _filter(log: Mapping[str, str]) -> FilterConfig | None:
+    known = (*_COLUMNS, *_NUMBERS)
+    for name, text in log.items():
+        _one_of("option of the log", name, known)
+        if len(text) > _LONGEST:
+            raise BadParameters(f"{name} is longer than {_LONGEST} characters")
+    given = {name: log[name] for name in _NUMBERS if name in log}
+    try:
+        numbers: dict[str, Any] = {name: int(text) for name, text in given.items()}
+        return dataclasses.replace(FilterConfig(), **numbers) if numbers else None
+    except ValueError as error:
+        raise BadParameters(f"{', '.join(given)}: {error}") from error
+
+
+def _one_of(what: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise BadParameters(f"unknown {what} {given[:64]!r}: there are {', '.join(known)}")
+
+
+def _replaced(config: Any, name: str, path: list[str], text: str) -> Any:
+    """`config` with the field at `path` set to what `text` means for its type."""
+    hints = typing.get_type_hints(type(config))
+    field, rest = path[0], path[1:]
+    if field not in hints:
+        raise BadParameters(f"unknown setting {name!r}: {field!r} is none of {', '.join(hints)}")
+    value = getattr(config, field)
+    if rest:
+        if not dataclasses.is_dataclass(value):
+            raise BadParameters(f"setting {name!r}: {field} has no parts in this recipe")
+        new = _replaced(value, name, rest, text)
+    elif dataclasses.is_dataclass(value) and not _means_none(text, hints[field]):
+        parts = ", ".join(f"{name}.{part.name}" for part in dataclasses.fields(value))
+        raise BadParameters(f"setting {name!r} has parts: name one of {parts}")
+    else:
+        new = _parsed(name, text, hints[field])
+    return dataclasses.replace(config, **{field: new})
+
+
+def _parsed(name: str, text: str, hint: Any) -> Any:
+    if _means_none(text, hint):
+        return None
+    kinds = set(typing.get_args(hint)) or {hint}
+    if bool in kinds:
+        if text not in ("true", "false"):
+            raise BadParameters(f"setting {name}: true or false, not {text[:64]!r}")
+        return text == "true"
+    try:
+        if typing.get_origin(hint) is tuple:
+            return tuple(int(part) for part in text.split(","))
+        for kind in (int, float):
+            if kind in kinds and math.isfinite(number := kind(text)):
+                return number
+    except ValueError:
+        pass
+    else:
+        if str in kinds or typing.get_origin(hint) is typing.Literal:
+            return text
+    raise BadParameters(f"setting {name}: {text[:64]!r} is no value that fits")
+
+
+def _means_none(text: str, hint: Any) -> bool:
+    return text == "none" and type(None) in typing.get_args(hint)

@@ -1,0 +1,175 @@
+"""`up`: the whole trainer on one machine, as one thing that is started and stopped.
+
+Whatever dies is started again; Ctrl-C ends all in order: first who takes jobs, then who looks
+after them, then who runs them (their jobs go back into the queue), and Redis last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.__main__ import read_settings
+from services.runtime.checks import split_address
+from services.runtime.files import write_atomically
+from services.runtime.logs import log
+from services.trainer.__main__ import beat_settings, shared_settings, worker_settings
+from services.trainer.broker import EmbeddedRedis
+
+_LOGGER = logging.getLogger(__name__)
+_LOOK_SECONDS = 0.2
+_SHORT_LIFE, _MOST_PAUSE = 5.0, 30.0
+_GRACE_SECONDS = 10.0
+
+
+class Part:
+    """One process, started again when it ends; after a short life only after a pause."""
+
+    def __init__(self, name: str, command: Sequence[str], stop_seconds: float) -> None:
+        self.name, self._command, self._stop_seconds = name, command, stop_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._born = self._again = 0.0
+        self._pause = 0.5
+
+    @property
+    def pid(self) -> int:
+        """0: it does not run."""
+        running = self._process is not None and self._process.poll() is None
+        return self._process.pid if self._process is not None and running else 0
+
+    def look(self) -> None:
+        """Starts it if it does not run."""
+        now = time.monotonic()
+        if self.pid or now < self._again:
+            return
+        if self._process is not None:
+            short = now - self._born < _SHORT_LIFE
+            self._pause = min(_MOST_PAUSE, 2 * self._pause) if short else 0.5
+            log(
+                _LOGGER, logging.WARNING, "ended by itself, is started again", part=self.name,
+                exit_code=self._process.returncode,
+            )  # fmt: skip
+        # A Ctrl-C reaches us alone, so that the order of the end is ours.
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        self._born, self._again = now, now + self._pause
+
+    def stop(self) -> None:
+        """Politely first."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(self._stop_seconds)
+        except subprocess.TimeoutExpired:
+            log(_LOGGER, logging.WARNING, "did not end in time, killed", part=self.name)
+            self._process.kill()
+            self._process.wait()
+        log(_LOGGER, logging.INFO, "ended", part=self.name)
+
+
+def run_up(a: argparse.Namespace) -> int:
+    """Until SIGTERM or SIGINT. Raises SettingsError."""
+    worker, _ = worker_settings(a), beat_settings(a)
+    redis = None if a.broker else EmbeddedRedis(a.home / "redis")
+    broker = redis.url if redis is not None else a.broker
+    shared_settings(a, broker)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    ready = {name: a.home / f"{name}.json" for name in ("serve", "beat", "worker")}
+    parts = _parts(a, broker, ready, worker.stop_seconds)
+    announced = False
+    if redis is not None:
+        redis.start()
+    try:
+        while not stop.is_set():
+            if redis is not None and not redis.running():
+                log(_LOGGER, logging.WARNING, "Redis is gone, is started again")
+                redis.start()
+            for part in parts:
+                part.look()
+            if not announced and all(path.exists() for path in ready.values()):
+                announced = True
+                _announce(a, broker, ready)
+            stop.wait(_LOOK_SECONDS)
+    finally:
+        for part in parts:
+            part.stop()
+        if redis is not None:
+            redis.stop()
+        for path in (*ready.values(), *((a.ready_file,) if a.ready_file else ())):
+            path.unlink(missing_ok=True)
+    return 0
+
+
+def _parts(
+    a: argparse.Namespace, broker: str, ready: dict[str, Path], stop_seconds: float
+) -> list[Part]:
+    """In the order in which they end."""
+    for path in ready.values():
+        path.unlink(missing_ok=True)
+    host, port = split_address(a.metrics, "metrics")
+    shown = f"[{host}]" if ":" in host else host
+    metrics = [f"{shown}:{int(port) + n if int(port) else 0}" for n in range(3)]
+    common = [
+        *("--broker", broker, "--home", str(a.home), "--registry", str(a.registry)),
+        *("--registry-cache", str(a.registry_cache), "--log-level", a.log_level),
+        *("--exit-with", str(os.getpid())),
+    ]
+    python = [sys.executable, "-m"]
+    options = [
+        *("--target", "trainer", "--listen", a.listen, *common, "--metrics", metrics[0]),
+        *("--ready-file", str(ready["serve"]), *a.serve),
+    ]
+    # What is wrong is told now, and not by a process that starts again and again.
+    read_settings(options)
+    serve = [*python, "services", *options]
+    beat = [
+        *(*python, "services.trainer", "beat", *common, "--metrics", metrics[1]),
+        *("--ready-file", str(ready["beat"]), "--cache", str(a.cache)),
+        *_given(a, "lease_seconds", "tick_seconds", "resend_seconds", "keep_jobs", "schedules"),
+    ]
+    worker = [
+        *(*python, "services.trainer", "worker", *common, "--metrics", metrics[2]),
+        *("--ready-file", str(ready["worker"]), "--cache", str(a.cache)),
+        *_given(a, "slots", "heartbeat_seconds", "stop_seconds", "stall_seconds", "max_seconds"),
+    ]
+    return [
+        Part("serve", serve, _GRACE_SECONDS + 10),
+        Part("beat", beat, _GRACE_SECONDS),
+        Part("worker", worker, stop_seconds + _GRACE_SECONDS),
+    ]
+
+
+def _given(a: argparse.Namespace, *names: str) -> list[str]:
+    values = {name: getattr(a, name) for name in names}
+    return [
+        text
+        for name, value in values.items()
+        if value is not None
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+def _announce(a: argparse.Namespace, broker: str, ready: dict[str, Path]) -> None:
+    said = {name: json.loads(path.read_text()) for name, path in ready.items()}
+    address = said["serve"]["address"]
+    log(
+        _LOGGER, logging.INFO, "the trainer is up", server=address,
+        metrics=",".join(part["metrics"] for part in said.values()), home=str(a.home),
+        registry=str(a.registry),
+    )  # fmt: skip
+    if a.ready_file is not None:
+        whole = {"pid": os.getpid(), "address": address, "broker": broker, "parts": said}
+        write_atomically(a.ready_file, json.dumps(whole) + "\n")

@@ -1,0 +1,95 @@
+"""The worker process: Celery's consumer, a pool of threads, one training process a job.
+
+Threads and not forked children, since all that happens here is waiting for a process. Neither
+torch nor gRPC is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+from celery import signals
+
+from services.runtime.logs import log
+from services.trainer.celery_app import Announcer, make_app
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.records import RecordsUnavailable, RedisRecords, connect
+from services.trainer.settings import TrainerSettings, WorkerSettings
+from services.trainer.tasks import Runner, register
+
+_LOGGER = logging.getLogger(__name__)
+DEAF_SECONDS = 30.0
+_DEAF = 76
+
+
+class Worker:
+    """Made, not started. `metrics` may be scraped from the start."""
+
+    def __init__(self, shared: TrainerSettings, settings: WorkerSettings) -> None:
+        self.metrics = TrainerMetrics(worker=True)
+        client = connect(shared.broker, shared.timeout_seconds)
+        app = make_app(shared.broker, shared.timeout_seconds, settings.stop_seconds)
+        self._announcer = Announcer(app, client)
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        self._runner = Runner(
+            name, shared, settings, RedisRecords(client), self._announcer, self.metrics
+        )
+        register(app, self._runner)
+        self._settings, self._name, self._app = settings, name, app
+        self.ready = False
+
+    def run(self) -> int:
+        """Until SIGTERM, SIGINT or SIGQUIT; running jobs go back into the queue then. Returns the
+        exit code."""
+
+        def stopping(**_: Any) -> None:
+            self.ready = False
+            self._runner.stop()
+
+        def ready(**_: Any) -> None:
+            self.ready = True
+            log(_LOGGER, logging.INFO, "ready", worker=self._name)
+
+        # Kept alive by this frame: Celery holds them weakly.
+        signals.worker_shutting_down.connect(stopping)
+        signals.worker_ready.connect(ready)
+        threading.Thread(target=self._listen, daemon=True).start()
+        worker = self._app.Worker(
+            pool="threads",
+            concurrency=self._settings.slots,
+            hostname=f"trainer@{self._name}",
+            loglevel="WARNING",
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            quiet=True,
+        )
+        worker.start()
+        return int(worker.exitcode or 0)
+
+    def _listen(self) -> None:
+        """Ends this process if it has a free slot and takes no message: a consumer that does not
+        come back after a broken connection is known of Celery on Redis. Whoever runs us starts
+        us again; jobs that run here would go on elsewhere from their last epoch."""
+        since: dict[str, float] = {}
+        while not self._runner.stopping:
+            time.sleep(1.0)
+            free = self._runner.busy < self._settings.slots
+            try:
+                waiting = self._announcer.waiting() if free and self.ready else set()
+            except RecordsUnavailable:
+                waiting = set()
+            now = time.monotonic()
+            since = {job_id: since.get(job_id, now) for job_id in waiting}
+            # With other workers about, no message stays this long unless all are deaf or busy.
+            if (
+                any(now - first > DEAF_SECONDS for first in since.values())
+                and not self._runner.busy
+            ):
+                log(_LOGGER, logging.WARNING, "takes no messages any more, ends")
+                os._exit(_DEAF)

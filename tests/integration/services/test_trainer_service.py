@@ -1,0 +1,245 @@
+"""The trainer's gRPC service and its beat on a real Redis, without workers: what is queued, what
+is refused, and what happens when messages, workers or Redis are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import grpc
+import pytest
+
+from forward_ofa_api.trainer.v1 import trainer_pb2 as api
+from forward_ofa_api.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
+from services.errors import Reason
+from services.ports import JobParameters, JobState
+from services.registry.files import FileRegistry
+from services.runtime.access import AccessSettings
+from services.runtime.settings import ServerSettings, SettingsError
+from services.runtime.tokens import add_token
+from services.settings import ServeSettings, parse_targets
+from services.trainer import jobs
+from services.trainer.assembling import connected
+from services.trainer.beat import Beat, Reaper
+from services.trainer.broker import EmbeddedRedis, check_redis
+from services.trainer.celery_app import QUEUE
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.records import connect
+from services.trainer.settings import BeatSettings, TrainerSettings
+from services.wiring import start
+from tests.support.redis_server import RedisServer
+from tests.support.serving import fault_of
+
+JOB = JobParameters("synthetic", recipe="quick")
+
+
+@pytest.fixture
+def redis(tmp_path):
+    server = EmbeddedRedis(tmp_path / "redis")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def settings(tmp_path, redis):
+    return TrainerSettings(
+        redis.url, tmp_path / "home", tmp_path / "registry", timeout_seconds=0.5, max_jobs=3
+    )
+
+
+@pytest.fixture
+def parts(settings):
+    return connected(settings, FileRegistry(settings.registry))
+
+
+@pytest.fixture
+async def service(settings):
+    async def begin(**server) -> tuple:
+        running = await start(
+            ServeSettings(
+                registry=settings.registry, targets=("trainer",), training=settings,
+                server=ServerSettings(listen="127.0.0.1:0", drain_seconds=0.5, **server),
+            )
+        )  # fmt: skip
+        channel = grpc.aio.insecure_channel(running.address)
+        started.append((running, channel))
+        return running, TrainerServiceStub(channel)
+
+    started: list = []
+    yield begin
+    for running, channel in started:
+        await channel.close()
+        await running.stop()
+
+
+def request(**parameters) -> api.SubmitJobRequest:
+    fields = {"data": "synthetic", "recipe": "quick", **parameters}
+    return api.SubmitJobRequest(parameters=api.JobParameters(**fields))
+
+
+async def refused(call) -> Reason:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return fault_of(raised.value).reason
+
+
+async def test_calls_without_a_worker(service, parts):
+    _, stub = await service()
+    assert await refused(stub.SubmitJob(request(settings={"seed": "1"}))) is Reason.BAD_JOB
+    job = (await stub.SubmitJob(request())).job
+    assert job.state == api.JOB_STATE_QUEUED and job.parameters.gate == "-1%"
+    assert parts.announcer.waiting() == {job.id}
+    assert (await stub.GetJob(api.GetJobRequest(job_id=job.id))).job == job
+    for _ in range(2):
+        await stub.SubmitJob(request())
+    assert await refused(stub.SubmitJob(request())) is Reason.TOO_MANY_JOBS
+    states = [api.JOB_STATE_QUEUED]
+    assert len((await stub.ListJobs(api.ListJobsRequest(states=states))).jobs) == 3
+    watching = stub.WatchJob(api.WatchJobRequest(job_id=job.id))
+    assert (await watching.read()).job.state == api.JOB_STATE_QUEUED
+    await stub.CancelJob(api.CancelJobRequest(job_id=job.id))
+    assert (await watching.read()).job.state == api.JOB_STATE_CANCELLED
+    assert await watching.read() is grpc.aio.EOF
+    resumed = (await stub.ResumeJob(api.ResumeJobRequest(job_id=job.id, gate="off"))).job
+    assert (resumed.state, resumed.parameters.gate) == (api.JOB_STATE_QUEUED, "off")
+    assert await refused(stub.RetryJob(api.RetryJobRequest(job_id=job.id))) is Reason.JOB_STATE
+    assert await refused(stub.GetJob(api.GetJobRequest(job_id="none"))) is Reason.UNKNOWN_JOB
+    bad = api.ResumeJobRequest(job_id=job.id, gate="x")
+    assert await refused(stub.ResumeJob(bad)) is Reason.BAD_JOB
+    for version in ("none", "../../etc"):
+        promote = api.PromoteVersionRequest(version=version, label="stable")
+        assert await refused(stub.PromoteVersion(promote)) is Reason.UNKNOWN_VERSION
+    roll_back = api.RollBackLabelRequest(label="stable")
+    assert await refused(stub.RollBackLabel(roll_back)) is Reason.REGISTRY_REFUSED
+
+
+async def test_while_redis_is_away_callers_are_told_and_nothing_is_queued(service, redis):
+    running, stub = await service()
+    await asyncio.wait_for(running.wait_ready(), 10)
+    redis.stop()
+    assert await refused(stub.SubmitJob(request(), timeout=20)) is Reason.QUEUE_UNAVAILABLE
+    redis.start()
+    assert len((await stub.ListJobs(api.ListJobsRequest())).jobs) == 0
+    await stub.SubmitJob(request())
+    redis.stop()
+    redis.start()
+    assert len((await stub.ListJobs(api.ListJobsRequest())).jobs) == 1
+
+
+async def test_only_who_has_a_token_may_train(service, tmp_path):
+    token = add_token(tmp_path / "tokens", "ci")
+    _, stub = await service(access=AccessSettings(tokens=tmp_path / "tokens"))
+    assert await refused(stub.SubmitJob(request())) is Reason.NO_TOKEN
+    wrong = (("authorization", f"Bearer {token}x"),)
+    assert await refused(stub.SubmitJob(request(), metadata=wrong)) is Reason.BAD_TOKEN
+    right = (("authorization", f"Bearer {token}"),)
+    assert (await stub.SubmitJob(request(), metadata=right)).job.id
+
+
+class Watched:
+    """A reaper whose clock the test turns."""
+
+    def __init__(self, parts):
+        self.parts, self.now = parts, 1000.0
+        self.settings = BeatSettings(lease_seconds=10.0, resend_seconds=5.0)
+        self.metrics = TrainerMetrics(worker=False)
+        self.reaper = Reaper(self.settings, parts.records, parts.announcer, self.metrics)
+
+    def after(self, seconds: float):
+        self.now += seconds
+        self.reaper.look(self.now)
+
+
+async def test_a_lost_message_is_sent_again_once(parts, settings):
+    client = connect(settings.broker, 1.0)
+    job = await parts.trainer.submit(JOB)
+    watched = Watched(parts)
+    watched.after(0.0)
+    client.delete(QUEUE)
+    watched.after(4.0)
+    watched.after(4.0)
+    assert parts.announcer.waiting() == set()
+    watched.after(2.0)
+    assert parts.announcer.waiting() == {job.id}
+    watched.after(60.0)
+    assert client.llen(QUEUE) == 1
+    client.close()
+
+
+async def test_a_silent_worker_loses_its_job_and_a_living_one_does_not(parts):
+    job = await parts.trainer.submit(JOB)
+    records, watched = parts.records, Watched(parts)
+    records.update(job.id, lambda old: jobs.claimed(old, "w", 1.0))
+    for _ in range(10):
+        watched.after(9.0)
+        records.update(job.id, jobs.alive)
+    watched.after(1.0)
+    watched.reaper.forget()  # Redis was away: nobody could say that he lives
+    watched.after(9.0)
+    watched.after(9.0)
+    assert records.get(job.id).state is JobState.RUNNING
+    watched.after(2.0)
+    lost = records.get(job.id)
+    assert (lost.state, lost.crashes) == (JobState.QUEUED, 1)
+    assert "no sign of life from w" in lost.events[-1].text
+    with pytest.raises(jobs.Superseded):
+        records.update(job.id, lambda old: jobs.beaten(old, 1, None, []))
+    assert watched.metrics.registry.get_sample_value("forward_ofa_trainer_jobs_lost_total") == 1
+
+
+async def test_old_jobs_and_their_folders_are_forgotten(parts, settings):
+    ids = []
+    for _ in range(4):
+        job = await parts.trainer.submit(JOB)
+        settings.folder(job.id).mkdir(parents=True)
+        ids.append(job.id)
+        if len(ids) < 4:
+            parts.records.update(job.id, lambda old: jobs.cancelled(old, 1.0))
+        time.sleep(0.01)
+    beat_settings = BeatSettings(keep_jobs=2)
+    metrics = TrainerMetrics(worker=False)
+    reaper = Reaper(beat_settings, parts.records, parts.announcer, metrics)
+    Beat(beat_settings, settings, parts.records, reaper, None, metrics).clean()
+    left = [job.id for job in parts.records.page((), 10)]
+    assert left == [ids[3], ids[2], ids[1]]
+    assert [settings.folder(job_id).exists() for job_id in ids] == [False, True, True, True]
+
+
+def test_a_redis_that_forgets_is_refused(tmp_path):
+    cache = RedisServer(tmp_path, "--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru")
+    cache.start()
+    with pytest.raises(SettingsError, match="noeviction"):
+        check_redis(cache.url, 1.0)
+    cache.kill()
+    check_redis(cache.url, 0.2)  # away: not judged
+
+
+def test_a_killed_embedded_redis_is_started_again_and_one_left_alone_is_taken_over(redis):
+    client = connect(redis.url, 1.0)
+    client.set("a", "b")
+    redis._process.kill()
+    redis._process.wait()
+    assert not redis.running()
+    redis.start()
+    assert client.get("a") == b"b"
+    other = EmbeddedRedis(redis._folder)
+    other.start()
+    assert other.running() and other._process is None
+    other.stop()
+    assert not redis.running()
+    client.close()
+
+
+@pytest.mark.parametrize("text", ["trainer,mapper", "all,trainer"])
+def test_the_trainer_stands_alone(text):
+    with pytest.raises(SettingsError, match="trainer alone"):
+        parse_targets(text)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://x", "redis+sentinel://a:1/main/0", "redis+cluster://a:1", "memory://"]
+)
+def test_a_broker_is_one_redis(tmp_path, url):
+    with pytest.raises(SettingsError, match="redis://HOST"):
+        TrainerSettings(url, tmp_path, tmp_path)

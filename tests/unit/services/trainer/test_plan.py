@@ -1,0 +1,96 @@
+"""What is a job, and what is refused before anything is queued."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from services.ports import JobParameters
+from services.trainer import plan
+from services.trainer.gate import parse_gate
+from tests.support.logs import write_csv
+
+GOOD = JobParameters("synthetic", recipe="quick")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"recipe": "none"}, "unknown recipe 'none'"),
+        ({"backbone": "none"}, "none"),
+        ({"system": "none"}, "none"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"system": "duet"}, "--no-publish"),
+        ({"settings": {"device_rec.epoch": "1"}}, "'epoch' is none of epochs"),
+        ({"settings": {"device_rec": "1"}}, "device_rec.epochs"),
+        ({"settings": {"device_rec.epochs": "0"}}, "epochs must be at least 1"),
+        ({"settings": {"device_rec.epochs": "1.5"}}, "no value that fits"),
+        ({"settings": {"device_rec.learning_rate": "nan"}}, "no value that fits"),
+        ({"settings": {"warm_start": "yes"}}, "true or false"),
+        ({"settings": {"method.backbone.blocks": "65"}}, "hidden"),
+        ({"settings": {"method.backbone.norm": "post"}}, "norm"),
+        ({"log": {"min_users": "3"}}, "min_user"),
+        ({"log": {"min_user": "few"}}, "min_user"),
+        ({"gate": "better"}, "use off, a share"),
+        ({"gate": "mrr@10 1%"}, "ndcg@10"),
+        ({"label": "Not One"}, "is no label"),
+        ({"label": "stable", "percent": 5.0}, "canary's share"),
+        ({"percent": 5.0}, "percent needs a label"),
+        ({"label": "canary", "publish": False}, "needs a version"),
+        ({"data": "nowhere.csv"}, "neither a file or folder"),
+        ({"data": "/nowhere/log.csv"}, "neither a file or folder"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_a_hint(changes, text):
+    with pytest.raises(plan.BadParameters) as raised:
+        plan.check(replace(GOOD, **changes), 2**20)
+    assert text in str(raised.value)
+
+
+def test_a_log_of_which_nothing_is_left_is_refused(tmp_path: Path):
+    log = write_csv(tmp_path / "log.csv", 20, 100)
+    job = replace(GOOD, data=str(log), log={"min_user": "1000"})
+    with pytest.raises(plan.BadParameters, match=r"1,?000"):
+        plan.check(job, 2**20)
+    plan.check(job, 0)  # too large to be read now: the job itself will say it
+    with pytest.raises(plan.BadParameters, match="user"):
+        plan.check(replace(GOOD, data=str(log), log={"user_column": "who"}), 2**20)
+
+
+def test_settings_replace_the_recipes_values():
+    settings = {
+        "training.epochs": "7", "method.backbone.hidden": "16", "warm_start": "false",
+        "method.backbone.dilations": "1,2", "foundation": "none", "device_rec.weight_decay": "1",
+    }  # fmt: skip
+    config = plan.configure(replace(GOOD, settings=settings), 0)
+    assert config.training.epochs == 7
+    assert config.method.backbone.hidden == 16
+    assert config.method.backbone.dilations == (1, 2)
+    assert (config.warm_start, config.foundation) == (False, None)
+    assert config.device_rec.weight_decay == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "stable", "required"),
+    [("-1%", 0.2, 0.198), ("+50%", 0.2, 0.3), ("0.01", 0.2, 0.21), ("hit@10 -0.1", 0.2, 0.1)],
+)
+def test_gates(text, stable, required):
+    gate = parse_gate(text)
+    assert gate.required(stable) == pytest.approx(required)
+    assert gate.metric == ("hit@10" if "hit" in text else "ndcg@10")
+
+
+def test_who_only_checks_and_who_only_runs_jobs_load_neither_torch_nor_grpc():
+    code = (
+        "import sys; import services.trainer.{}; "
+        "sys.exit(', '.join(m for m in ('torch', 'grpc') if m in sys.modules) or 0)"
+    )
+    for module in ("worker", "assembling", "beat"):
+        told = subprocess.run(
+            [sys.executable, "-c", code.format(module)], capture_output=True, text=True
+        )
+        assert told.returncode == 0, told.stderr
