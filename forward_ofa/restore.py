@@ -58,7 +58,7 @@ def restore_system(version: Path) -> tuple[ForwardOFA, list[str]]:
 def validation_ranks(
     system: ForwardOFA, item_ids: Sequence[str], data: SequenceDataset
 ) -> np.ndarray:
-    """int64 [U]: rank of each user's validation target among the items that the system knows.
+    """int64 [n]: rank of each validation target of `data` among the items that the system knows.
 
     0: not found, since the system does not know the target, or nothing of the history before.
     Unknown items of a history are skipped, as a device does.
@@ -69,26 +69,28 @@ def validation_ranks(
         return evaluate(system, data, "validation", _CANDIDATES).ranks
     row = {item: index for index, item in enumerate(item_ids, start=1)}
     known = np.array([0, *(row.get(item, 0) for item in data.item_ids)], dtype=np.int32)
-    ranks = np.zeros(data.num_users, dtype=np.int64)
-    users, sequences = [], []
-    for user in range(data.num_users):
-        items = known[data.history(user)]
-        before, target = items[:-2], items[-2]
+    users, ends = data.held_out("validation")
+    ranks = np.zeros(len(users), dtype=np.int64)
+    found, sequences = [], []
+    for index, (user, end) in enumerate(zip(users.tolist(), ends.tolist(), strict=True)):
+        items = known[data.history(user)[: end + 1]]
+        before, target = items[:-1], items[-1:]
         before = before[before > 0]
-        if target and len(before):
-            users.append(user)
-            # The last item is the test split's, which nothing looks at here.
-            sequences.append(np.concatenate([before, [target, target]]).astype(np.int32))
-    if users:
-        ends = np.cumsum([len(sequence) for sequence in sequences])
+        if target[0] and len(before):
+            found.append(index)
+            sequences.append(np.concatenate([before, target]))
+    if found:
+        lengths = np.array([len(sequence) for sequence in sequences])
         seen = replace(
             data,
-            offsets=np.concatenate([[0], ends]).astype(np.int64),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             items=np.concatenate(sequences),
-            user_ids=[data.user_ids[user] for user in users],
+            train_ends=(lengths - 1).astype(np.int32),
+            test_starts=lengths.astype(np.int32),
+            user_ids=[data.user_ids[users[index]] for index in found],
             item_ids=list(item_ids),
         )
-        ranks[users] = evaluate(system, seen, "validation", _CANDIDATES).ranks
+        ranks[found] = evaluate(system, seen, "validation", _CANDIDATES).ranks
     return ranks
 
 

@@ -90,7 +90,8 @@ def submit(
         typer.Option(
             "--log",
             metavar="NAME=VALUE",
-            help="Columns and filter: user_column, item_column, time_column, min_user, min_item.",
+            help="Columns, filter and split, as the options of train: user_column, min_user, "
+            "split, ...",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

@@ -138,8 +138,8 @@ class JobParameters:
     """What to train, and what to do with it. `services.trainer.plan` says what is valid.
 
     data: a file or folder as the workers see it, the name of a public data set, or "synthetic".
-    log: columns and filter, by the names of `forward-ofa train`'s options, for example
-        {"min_user": "5"}; left out: by the log.
+    log: columns, filter and split, by the names of `forward-ofa train`'s options, for example
+        {"min_user": "5", "split": "time"}; left out: by the log.
     recipe, backbone, system: as for `forward-ofa train`.
     settings: single values of the configuration in place of the recipe's, for example
         {"device_rec.epochs": "3", "method.backbone.blocks": "4"}.

@@ -176,7 +176,7 @@ class Scheduler:
             return
         if not schedule.due(measure.rows, last.rows if last else None):
             return
-        plan.check(schedule.job, self._shared.check_bytes)
+        plan.check(schedule.job, self._shared.check_bytes, self._shared.cache)
         job = self._trainer.enqueue(schedule.job, schedule=schedule.name, rows=measure.rows)
         self._metrics.scheduled.labels(schedule.name).inc()
         log(_LOGGER, logging.INFO, "scheduled", schedule=schedule.name, job=job.id)

@@ -13,19 +13,18 @@ import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from forward_ofa.config import RunConfig
 from forward_ofa.data import (
     DATASETS,
     ColumnNames,
     DataError,
-    FilterConfig,
-    InteractionLog,
+    FilterChoice,
     SequenceDataset,
-    default_filter,
+    SplitConfig,
     generate_log,
-    load,
+    load_dataset,
     prepare,
 )
 from forward_ofa_device.backbones import build
@@ -37,7 +36,9 @@ SYNTHETIC = "synthetic"
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _SERVED = "forward-ofa"
 _COLUMNS = ("user_column", "item_column", "time_column")
-_NUMBERS = ("min_user", "min_item")
+_FILTER = tuple(field.name for field in dataclasses.fields(FilterChoice))
+_SPLIT = tuple(field.name for field in dataclasses.fields(SplitConfig) if field.name != "by")
+T = TypeVar("T")
 _LONGEST = 4096
 
 
@@ -49,14 +50,14 @@ class NoDevice(Exception):
     """The job asks for a GPU, and there is none."""
 
 
-def check(parameters: JobParameters, check_bytes: int) -> None:
+def check(parameters: JobParameters, check_bytes: int, cache: Path) -> None:
     """All that can be known before a job runs. Raises BadParameters.
 
-    check_bytes: logs on disk up to this size are read and filtered.
+    check_bytes: logs on disk up to this size are read and filtered. cache: as for `read`.
     """
     configure(parameters, 0)
     _check_rest(parameters)
-    _filter(parameters.log)
+    _rules(parameters.log)
     path = Path(parameters.data).expanduser()
     if parameters.data == SYNTHETIC or (parameters.data in DATASETS and not path.exists()):
         return
@@ -69,7 +70,7 @@ def check(parameters: JobParameters, check_bytes: int) -> None:
         if not path.is_absolute():
             raise DataError(f"{parameters.data}: give an absolute path, workers start elsewhere.")
         if size_of(path) <= check_bytes:
-            read(parameters, Path("unused"))
+            read(parameters, cache)
     except DataError as error:
         raise BadParameters(str(error)) from error
     except OSError as error:
@@ -84,15 +85,12 @@ def size_of(path: Path) -> int:
 
 
 def read(parameters: JobParameters, cache: Path) -> SequenceDataset:
-    """The data set. cache: for downloads. Raises DataError or BadParameters."""
-    chosen = _filter(parameters.log)
-    columns = ColumnNames(*(parameters.log.get(name) for name in _COLUMNS))
-    log: InteractionLog
+    """The data set. cache: for downloads and prepared logs. Raises DataError or BadParameters."""
+    columns, choice, split = _rules(parameters.log)
     if parameters.data == SYNTHETIC and not Path(SYNTHETIC).exists():
         log = generate_log()
-    else:
-        log = load(parameters.data, cache, columns=columns)
-    return prepare(log, chosen or default_filter(log))
+        return prepare(log, choice.resolve(log), split)
+    return load_dataset(parameters.data, cache, columns=columns, choice=choice, split=split)
 
 
 def configure(parameters: JobParameters, interactions: int) -> RunConfig:
@@ -139,18 +137,29 @@ def _check_rest(parameters: JobParameters) -> None:
         )
 
 
-def _filter(log: Mapping[str, str]) -> FilterConfig | None:
-    known = (*_COLUMNS, *_NUMBERS)
+def _rules(log: Mapping[str, str]) -> tuple[ColumnNames, FilterChoice, SplitConfig]:
+    """What the options of `forward-ofa train` say, here as texts. Raises BadParameters."""
     for name, text in log.items():
-        _one_of("option of the log", name, known)
+        _one_of("option of the log", name, (*_COLUMNS, "header", "split", *_FILTER, *_SPLIT))
         if len(text) > _LONGEST:
             raise BadParameters(f"{name} is longer than {_LONGEST} characters")
-    given = {name: log[name] for name in _NUMBERS if name in log}
+    given = dict(log)
+    if "split" in given:
+        given["by"] = given.pop("split")
+    header = tuple(given["header"].split(",")) if "header" in given else None
     try:
-        numbers: dict[str, Any] = {name: int(text) for name, text in given.items()}
-        return dataclasses.replace(FilterConfig(), **numbers) if numbers else None
+        user, item, moment = (given.get(name) for name in _COLUMNS)
+        columns = ColumnNames(user, item, moment, header)
+        return columns, _typed(FilterChoice, given), _typed(SplitConfig, given)
     except ValueError as error:
-        raise BadParameters(f"{', '.join(given)}: {error}") from error
+        raise BadParameters(f"the log's options: {error}") from error
+
+
+def _typed(kind: type[T], texts: Mapping[str, str]) -> T:
+    hints = typing.get_type_hints(kind)
+    return kind(**{
+        name: _parsed(name, text, hints[name]) for name, text in texts.items() if name in hints
+    })  # fmt: skip
 
 
 def _one_of(what: str, given: str, known: tuple[str, ...]) -> None:
@@ -181,6 +190,8 @@ def _parsed(name: str, text: str, hint: Any) -> Any:
     if _means_none(text, hint):
         return None
     kinds = set(typing.get_args(hint)) or {hint}
+    if any(typing.get_origin(kind) is typing.Literal for kind in kinds):
+        return text  # its class says which ones there are
     if bool in kinds:
         if text not in ("true", "false"):
             raise BadParameters(f"setting {name}: true or false, not {text[:64]!r}")

@@ -99,7 +99,7 @@ def _schedule(entry: Any, path: Path) -> Schedule:
             if isinstance(default, (str, bool)) and not isinstance(value, type(default)):
                 raise BadSchedules(f"{field.name} must be of the kind of {default!r}")
         # Without the log: it may not be there yet.
-        plan.check(dataclasses.replace(parameters, data=plan.SYNTHETIC), 0)
+        plan.check(dataclasses.replace(parameters, data=plan.SYNTHETIC), 0, path.parent)
         return Schedule(name, parameters, **fields)
     except KeyError as error:
         raise BadSchedules(f"{path}: a schedule lacks {error}") from error

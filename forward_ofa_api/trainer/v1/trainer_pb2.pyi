@@ -142,8 +142,9 @@ class JobParameters(_message.Message):
     """Share of the sessions for a label other than stable, 0 to 100."""
     @_builtins.property
     def log(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Columns and filter of the log: user_column, item_column, time_column,
-        min_user, min_item. What is left out is chosen by the log.
+        """Columns, filter and split of the log, by the names of the options of
+        `forward-ofa train`: user_column, header, min_user, iterate, split, ... What
+        is left out is chosen by the log.
         """
 
     @_builtins.property

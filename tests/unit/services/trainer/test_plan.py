@@ -35,6 +35,9 @@ GOOD = JobParameters("synthetic", recipe="quick")
         ({"settings": {"method.backbone.norm": "post"}}, "norm"),
         ({"log": {"min_users": "3"}}, "min_user"),
         ({"log": {"min_user": "few"}}, "min_user"),
+        ({"log": {"iterate": "often"}}, "true or false"),
+        ({"log": {"ties": "drop"}}, "ties"),
+        ({"log": {"split": "user"}}, "position or time"),
         ({"gate": "better"}, "use off, a share"),
         ({"gate": "mrr@10 1%"}, "ndcg@10"),
         ({"label": "Not One"}, "is no label"),
@@ -45,9 +48,9 @@ GOOD = JobParameters("synthetic", recipe="quick")
         ({"data": "/nowhere/log.csv"}, "neither a file or folder"),
     ],
 )
-def test_what_cannot_work_is_refused_with_a_hint(changes, text):
+def test_what_cannot_work_is_refused_with_a_hint(tmp_path, changes, text):
     with pytest.raises(plan.BadParameters) as raised:
-        plan.check(replace(GOOD, **changes), 2**20)
+        plan.check(replace(GOOD, **changes), 2**20, tmp_path)
     assert text in str(raised.value)
 
 
@@ -55,10 +58,10 @@ def test_a_log_of_which_nothing_is_left_is_refused(tmp_path: Path):
     log = write_csv(tmp_path / "log.csv", 20, 100)
     job = replace(GOOD, data=str(log), log={"min_user": "1000"})
     with pytest.raises(plan.BadParameters, match=r"1,?000"):
-        plan.check(job, 2**20)
-    plan.check(job, 0)  # too large to be read now: the job itself will say it
+        plan.check(job, 2**20, tmp_path)
+    plan.check(job, 0, tmp_path)  # too large to be read now: the job itself will say it
     with pytest.raises(plan.BadParameters, match="user"):
-        plan.check(replace(GOOD, data=str(log), log={"user_column": "who"}), 2**20)
+        plan.check(replace(GOOD, data=str(log), log={"user_column": "who"}), 2**20, tmp_path)
 
 
 def test_settings_replace_the_recipes_values():
