@@ -46,9 +46,7 @@ class LocalTrainer:
         """Raises Fault BAD_JOB."""
         settings = self._settings
         try:
-            await asyncio.to_thread(
-                plan.check, parameters, settings.check_bytes, settings.cache
-            )
+            await asyncio.to_thread(plan.check, parameters, settings.check_bytes, settings.cache)
         except plan.BadParameters as error:
             raise Fault(Reason.BAD_JOB, problem=error) from error
 
