@@ -13,7 +13,6 @@ import argparse
 import json
 import multiprocessing
 import statistics
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.serving.machine import describe
-from benchmarks.training.steps import PHASES, Case, makers, measure, peak_memory
-from forward_ofa.config import RunConfig
-from forward_ofa.data import FilterConfig, SequenceDataset, generate_log, prepare
-from forward_ofa.recipes import recipe
+from benchmarks.training.setting import configuration, load, memory_of
+from benchmarks.training.steps import PHASES, Case, makers, measure
+from forward_ofa.data import SequenceDataset
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -56,36 +54,10 @@ def main() -> None:
     out.print(f"Written: {path}")
 
 
-def load(options: argparse.Namespace) -> SequenceDataset:
-    """The log: `--data`, or a synthetic one."""
-    if options.data is not None:
-        from forward_ofa_cli.source import Source
-
-        return Source(data=options.data).load(Console(stderr=True))
-    return prepare(
-        generate_log(users=700, items=3200, seed=1), FilterConfig(min_user=3, min_item=1)
-    )
-
-
-def configuration(options: argparse.Namespace) -> RunConfig:
-    """The paper's recipe with the options' sizes."""
-    config = recipe("paper", options.backbone, 1_000_000)
-    training = replace(
-        config.training, batch_size=options.batch_size, targets_per_network=options.targets
-    )
-    method = replace(config.method, keep_bias=options.keep_bias)
-    return replace(config, training=training, method=method)
-
-
 def _memory(options: argparse.Namespace, name: str) -> int:
     """Peak memory of one system's steps, from a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_memory_of, (options, name))
-
-
-def _memory_of(options: argparse.Namespace, name: str) -> int:
-    make = makers(options.bases)[name]
-    return peak_memory(Case(name, make(load(options), configuration(options))), options.device)
+        return pool.apply(memory_of, (options, name))
 
 
 def _row(case: Case, first: Case, memory: int | None) -> dict[str, Any]:
