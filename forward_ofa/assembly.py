@@ -13,6 +13,10 @@ from forward_ofa_device.backbones.contract import Backbone
 
 Parameters = Mapping[str, Tensor | Generated]
 
+_WHOLE = 0.75
+"""From this share of keepers on, training runs all rows in one part: two parts would cost the
+forward pass more than they spare the backward pass (docs/training-speed.md)."""
+
 
 def run_blocks(
     backbone: Backbone,
@@ -65,12 +69,14 @@ def _kept_rows(
     path: Tensor,
     outputs_of_skipped: bool,
 ) -> Tensor:
-    """The block's outputs for the sub-models that keep it; for the others a constant.
+    """The block's outputs for the sub-models that keep it (for all if most do); else a constant.
 
     path: booleans [B]. The constant is the block's output, detached, if
     `outputs_of_skipped`, else the input.
     """
-    if bool(path.all()):
+    kept_count = int(path.sum())
+    most = outputs_of_skipped and kept_count >= _WHOLE * len(path)
+    if most or kept_count == len(path):
         return block(x, valid, own)
     axes = {spec.name: len(spec.shape) for spec in backbone.block_parameters()}
 
