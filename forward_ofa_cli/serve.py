@@ -26,7 +26,8 @@ def serve(context: typer.Context) -> None:
 
     All options are those of the services themselves: `forward-ofa serve --help` lists them.
     """
-    from services.__main__ import make_parser, run
+    from services.__main__ import run
+    from services.options import make_parser
 
     if {"--help", "-h"} & set(context.args):
         _print_help(make_parser(find_registry=True))

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from services.__main__ import main, make_parser, read_settings
+from services.__main__ import main, read_settings
 from services.assembler.settings import AssemblerSettings
 from services.controller.settings import ControllerSettings
 from services.mapper.settings import MapperSettings
+from services.options import make_parser
 from services.runtime.access import AccessSettings
 from services.runtime.admission import AdmissionSettings
 from services.runtime.settings import ChannelSettings, ServerSettings, SettingsError
@@ -141,6 +142,7 @@ def test_every_flag_is_read(tmp_path):
         str(pem),
     ]
     jwt = [str(pem), "--jwt-issuer", "i", "--jwt-audience", "a"]
+    training = ["--target", "trainer", "--broker"]
     texts = {
         "--target": ["--target", "mapper"],
         "--mapper": ["--target", "assembler", "--mapper", "127.0.0.1:7"],
@@ -179,6 +181,8 @@ def test_every_flag_is_read(tmp_path):
         "--log-level": ["--log-level", "DEBUG"],
         "--mapper-precision": ["--mapper-precision", "bfloat16"],
         "--share-port": ["--share-port"],
+        "--broker": [*training, "redis://h:1/0"],
+        "--home": [*training, "redis://h:1/0", "--home", "elsewhere"],
         "--max-unread-bytes": ["--max-unread-bytes", str(2**20)],
     }
     for action in make_parser()._actions:
