@@ -55,7 +55,8 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
 
 
 def test_a_generated_log_has_what_is_asked_for(tmp_path: Path) -> None:
-    assert write_log(tmp_path / "csv", 3000) > 50_000
-    write_log(tmp_path / "parquet", 3000, "parquet")
+    rows = 400_000  # enough for the filter, with as many items as there are
+    assert write_log(tmp_path / "csv", rows) > 20 * rows
+    write_log(tmp_path / "parquet", rows, "parquet")
     both = [run(tmp_path / form, tmp_path / "c", "streamed")[1] for form in ("csv", "parquet")]
     assert both[0] == both[1]
