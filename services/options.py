@@ -23,7 +23,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Defaults shown where there are any, texts as written."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, "", False):
+        if action.default is None or action.default is False or action.default == "":
             return action.help
         if isinstance(action.default, Path) and action.default.is_relative_to(Path.home()):
             # As it holds for whoever reads it.
@@ -188,7 +188,7 @@ def _limits(parser: argparse.ArgumentParser) -> None:
     )
     group.add(
         "--max-unread-bytes", limits.max_unread_bytes,
-        "replies that callers have not read yet, together",
+        "memory of replies that callers have not read yet",
     )  # fmt: skip
     group.add(
         "--max-connection-seconds", limits.max_connection_seconds,

@@ -20,6 +20,7 @@ _SHORTEST_RETRY, _LONGEST_RETRY = 0.1, 30.0
 _FIRST_GUESS = 0.01
 """Seconds of a call before one was measured."""
 _CUT = 0.9
+_UNREAD_RETRY = (1_000, 5_000)
 _STEEPEST = 0.5
 _SURE = 16
 """Calls that have to be measured before a deadline is called impossible."""
@@ -31,9 +32,9 @@ class AdmissionSettings:
         longer than this, and grows back after; 0: the limit stays max_concurrent_requests.
     max_waiting: calls of one method that may wait to be looked at. gRPC itself ends those
         beyond, with CANCELLED: refusing them ourselves would take the time that others need.
-    max_unread_bytes: replies of unary calls that callers have not read yet, together. One
-        connection may hold an eighth of what is free, so that one that does not read, by
-        fault or by design, is refused before others are.
+    max_unread_bytes: memory of replies of unary calls that callers have not read yet, together;
+        each counts twice, as gRPC has a copy. One connection may hold an eighth of what is
+        free, so that one that does not read, by fault or by design, is refused before others.
     max_connection_seconds: a connection is told to end after so long (by a tenth more or less)
         and its client makes another: what it holds ends with it, and clients find new replicas.
     min_concurrent: the limit never shrinks below this.
@@ -66,6 +67,8 @@ class AdmissionSettings:
         for name in ("max_seconds", "max_download_seconds", "max_connection_seconds"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be a number above 0")
+        if self.max_connection_seconds < 1:
+            raise SettingsError("max_connection_seconds is at least 1")
 
 
 class Admission:
@@ -157,7 +160,7 @@ class Unread:
 
     gRPC keeps a reply until its caller's HTTP/2 window has room for it; there is no taking
     back. The share of a connection shrinks as others fill (an eighth of what is free), so
-    those that hoard are refused first, and there is always room for one that reads.
+    those that hoard are refused first. Thousands of connections can still fill it together.
     """
 
     def __init__(self, limit: int) -> None:
@@ -171,11 +174,17 @@ class Unread:
             return
         free = self._limit - self.total
         if free <= 0 or 8 * self._held.get(context.peer(), 0) > free:
-            raise Fault(Reason.OVERLOADED, detail="replies are not read")
+            # A window of its own: it says nothing about the load.
+            raise Fault(Reason.OVERLOADED, retry=_UNREAD_RETRY, detail="replies are not read")
 
     def add(self, context: grpc.aio.ServicerContext[Any, Any], size: int) -> None:
-        """A reply is handed to gRPC; `context` tells when it has been read, or given up."""
-        peer = context.peer()
+        """The current task hands a reply to gRPC; it ends when that has been sent or given up."""
+        if not size:
+            return
+        peer, task = context.peer(), asyncio.current_task()
+        assert task is not None
+        # gRPC's copy too.
+        size *= 2
         self.total += size
         self._held[peer] = self._held.get(peer, 0) + size
 
@@ -185,8 +194,8 @@ class Unread:
             if not self._held[peer]:
                 del self._held[peer]
 
-        # Its stub asks for something that is no function.
-        context.add_done_callback(read)  # type: ignore[arg-type]
+        # Not by the context, which would then refer to itself until the garbage collector comes.
+        task.add_done_callback(read)
 
 
 class Pacer:

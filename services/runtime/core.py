@@ -18,6 +18,8 @@ of living on with a closed port.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol, cast
 
@@ -25,6 +27,10 @@ import grpc
 from grpc._cython import cygrpc
 from grpc.aio import _server
 
+_LOGGER = logging.getLogger(__name__)
+# Here, so that a release without them fails at once and not at the first overload.
+_send_status = cygrpc._send_error_status_from_server
+_Start = cygrpc.SendInitialMetadataOperation
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -66,7 +72,12 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
         path, refusal = method.decode(), self._door.refusal
         while True:
             call = await self._request_registered_call(method)
-            refused = refusal(path)
+            try:
+                refused = refusal(path)
+            except Exception:
+                # An end of this loop would be the end of the server. Those behind it refuse too.
+                _LOGGER.exception("cannot tell whether to refuse a call")
+                refused = None
             if refused is None:
                 self._begin(self._serve(path, call))
             else:
@@ -80,10 +91,10 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
     async def _refuse(
         self, call: Any, status: grpc.StatusCode, text: str, trailing: Metadata
     ) -> None:
-        start = cygrpc.SendInitialMetadataOperation((), 0)
-        await cygrpc._send_error_status_from_server(
-            call, status.value[0], text, trailing, start, self._event_loop
-        )
+        start = _Start((), 0)
+        # Who has gone by then needs no answer, and is no news.
+        with contextlib.suppress(grpc.aio.InternalError):
+            await _send_status(call, status.value[0], text, trailing, start, self._event_loop)
 
     async def _refuse_unknown(self) -> None:
         """Calls of methods that nobody registered."""

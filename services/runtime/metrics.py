@@ -51,7 +51,7 @@ class Metrics:
         self.in_flight = Gauge("forward_ofa_requests_in_flight", "Calls being served", registry=r)
         self.unread_bytes = Gauge(
             "forward_ofa_unread_reply_bytes",
-            "Replies of unary calls that callers have not read yet",
+            "Memory of unary calls' replies that callers have not read yet",
             registry=r,
         )
         self.rejections = Counter(

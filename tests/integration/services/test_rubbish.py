@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import time
@@ -11,14 +12,17 @@ import grpc
 import pytest
 
 from forward_ofa_api.controller.v1.controller_pb2_grpc import ControllerServiceStub
+from services.errors import Reason
+from services.mapper.settings import MapperSettings
 from services.registry.files import FileRegistry
 from services.runtime import core
 from services.runtime.admission import AdmissionSettings
 from services.runtime.settings import ServerSettings
 from services.wiring import serve
 from tests.support.fleet import scrape
+from tests.support.gate import Gate
 from tests.support.rubbish import PREFACE, connection, frame, headers, throw
-from tests.support.serving import Process, network_request, running, settings
+from tests.support.serving import Process, fault_of, network_request, running, settings
 from tests.support.versions import publish
 
 DATA, HEADERS, SETTINGS, END_HEADERS, END_STREAM = 0, 1, 4, 4, 1
@@ -128,7 +132,9 @@ async def test_who_does_not_read_replies_fills_no_memory_and_hinders_nobody(regi
     admission = AdmissionSettings(max_unread_bytes=limit, max_waiting=512)
     server = ServerSettings(listen="127.0.0.1:0", admission=admission)
     message = network_request(tiny).SerializeToString()
-    async with running(registry.root, server=server) as services:
+    # A queue that never refuses, so that nothing else does.
+    mapping = MapperSettings(workers=2, queue=512)
+    async with running(registry.root, server=server, mapping=mapping) as services:
         host, port = services.address.rsplit(":", 1)
 
         async def metric(name, **labels):
@@ -158,3 +164,29 @@ async def test_who_does_not_read_replies_fills_no_memory_and_hinders_nobody(regi
             assert time.monotonic() < end, "kept after the connection has gone"
             await asyncio.sleep(0.05)
         assert reader is not None
+
+
+async def test_overload_is_told_before_a_message_is_sent(registry, monkeypatch, caplog):
+    tiny = publish(registry, "v1")
+    server = ServerSettings(listen="127.0.0.1:0", max_concurrent_requests=1)
+    async with (
+        running(registry.root, server=server) as services,
+        grpc.aio.insecure_channel(services.address) as channel,
+    ):
+        gate = Gate(monkeypatch)
+        held = ControllerServiceStub(channel).RequestNetwork(network_request(tiny))
+        await asyncio.to_thread(gate.entered.wait, 20)
+        # A caller that never sends its message.
+        silent = channel.stream_unary(REQUEST_NETWORK.decode())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await silent(timeout=5)
+        fault = fault_of(caught.value)
+        assert fault.reason is Reason.OVERLOADED and fault.retry[0] >= 100
+        # Those who go before they are answered are no news.
+        for _ in range(200):
+            silent(timeout=5).cancel()
+            await asyncio.sleep(0)
+        gate.open.set()
+        assert (await held).artefact.data
+        gc.collect()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

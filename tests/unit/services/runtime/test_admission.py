@@ -8,7 +8,7 @@ import time
 import pytest
 
 from services.errors import Fault, Reason
-from services.runtime.admission import Admission, Pacer
+from services.runtime.admission import Admission, Pacer, Unread
 
 
 def refusal(call, *arguments):
@@ -117,3 +117,37 @@ async def test_a_pace_is_kept_by_all_together():
     await asyncio.gather(*(send() for _ in range(4)))
     assert 0.15 < time.monotonic() - started < 0.6
     await Pacer(0).pause(1 << 40)
+
+
+class Caller:
+    """What Unread asks a call's context for."""
+
+    def __init__(self, peer):
+        self._peer = peer
+
+    def peer(self):
+        return self._peer
+
+
+async def test_who_hoards_replies_is_refused_before_others():
+    unread, sent = Unread(16_000), asyncio.Event()
+
+    async def reply(caller, size):
+        unread.add(caller, size)
+        await sent.wait()
+
+    hoarder, other, proxy = Caller("ipv4:1"), Caller("ipv4:2"), Caller("ipv4:3")
+    tasks = [asyncio.create_task(reply(hoarder, 1_000)) for _ in range(2)]
+    tasks += [asyncio.create_task(reply(proxy, size)) for size in (100, 0, 0)]
+    await asyncio.sleep(0)
+    assert unread.total == 4_200, "each counts twice"
+    fault = refusal(unread.check, hoarder)
+    assert (fault.reason, fault.retry) == (Reason.OVERLOADED, (1_000, 5_000))
+    unread.check(other)
+    unread.check(proxy)
+    tasks.append(asyncio.create_task(reply(other, 6_000)))
+    await asyncio.sleep(0)
+    assert refusal(unread.check, Caller("ipv4:4")).reason is Reason.OVERLOADED, "it is full"
+    sent.set()
+    await asyncio.gather(*tasks)
+    assert unread.total == 0 and not unread._held
