@@ -83,9 +83,9 @@ def _step(out: Console, number: int, title: str) -> None:
 
 
 def _read(chosen: source.Source, out: Console) -> SequenceDataset:
-    _step(out, 1, "Read the log")
     prepared = chosen.load(out)
     out.print(f"[bold]Data:[/] {escape(prepared.source)}", soft_wrap=True)
+    _step(out, 1, "Read the log")
     for text in prepared.notes:  # filter and split are in the protocol card below
         note(out, text)
     return prepared
