@@ -298,7 +298,7 @@ def as_markdown() -> str:
         "`x-request-id` (but for OVERLOADED, if the call was refused unread).",
         "Three answers come from gRPC itself and carry no detail: RESOURCE_EXHAUSTED",
         "for a message above the server's limit, UNIMPLEMENTED for a method that it does not have,",
-        "and CANCELLED, in an overload, for a call beyond those that can be refused:",
+        "and CANCELLED for a call beyond `--max-waiting`, when more arrive than can be refused:",
         "treat it as OVERLOADED, and ask again after 1 to 5 seconds, at a random moment.",
         "",
         "Retry: try again at a random moment of this window, in milliseconds; the answer's own",

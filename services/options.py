@@ -183,7 +183,9 @@ def _limits(parser: argparse.ArgumentParser) -> None:
         "while calls take longer, fewer are let in at once; 0: never fewer",
     )  # fmt: skip
     group.add("--min-concurrent", limits.min_concurrent, "calls at once that are always let in")
-    group.add("--max-waiting", limits.max_waiting, "calls of a method that may arrive at once")
+    group.add(
+        "--max-waiting", limits.max_waiting, "calls of a method that may wait to be looked at"
+    )
     group.add(
         "--max-unread-bytes", limits.max_unread_bytes,
         "memory of replies that callers have not read yet",

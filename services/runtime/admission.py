@@ -20,7 +20,6 @@ _SHORTEST_RETRY, _LONGEST_RETRY = 0.1, 30.0
 _FIRST_GUESS = 0.01
 """Seconds of a call before one was measured."""
 _CUT = 0.9
-_CALM_SECONDS = 0.25
 _UNREAD_RETRY = (1_000, 5_000)
 _STEEPEST = 0.5
 _SURE = 16
@@ -31,9 +30,8 @@ _SURE = 16
 class AdmissionSettings:
     """target_ms: the limit of calls at once shrinks towards min_concurrent while calls take
         longer than this, and grows back after; 0: the limit stays max_concurrent_requests.
-    max_waiting: calls of one method that may arrive at the same moment. While calls are being
-        refused it is an eighth, and gRPC itself ends those beyond, with CANCELLED: refusing
-        all of them ourselves would take the time that others need.
+    max_waiting: calls of one method that may wait to be looked at. gRPC itself ends those
+        beyond, with CANCELLED: refusing them ourselves would take the time that others need.
     max_unread_bytes: memory of replies of unary calls that callers have not read yet, together;
         each counts twice, as gRPC has a copy. One connection may hold an eighth of what is
         free, so that one that does not read, by fault or by design, is refused before others.
@@ -92,17 +90,12 @@ class Admission:
         self._mean = _FIRST_GUESS
         self._measured = 0
         self._last_cut = 0.0
-        self._returning, self._returning_at = 0.0, -math.inf
+        self._returning, self._returning_at = 0.0, 0.0
 
     @property
     def full(self) -> bool:
         """Whether as many run as may."""
         return self.running >= self.limit
-
-    @property
-    def calm(self) -> bool:
-        """Whether none was refused lately."""
-        return time.monotonic() - self._returning_at > _CALM_SECONDS
 
     def enter(self) -> None:
         """Raises Fault OVERLOADED with a window if too many run."""

@@ -31,7 +31,6 @@ _LOGGER = logging.getLogger(__name__)
 # Here, so that a release without them fails at once and not at the first overload.
 _send_status = cygrpc._send_error_status_from_server
 _Start = cygrpc.SendInitialMetadataOperation
-_REST_SECONDS = 0.1
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -40,12 +39,6 @@ class Door(Protocol):
 
     def wrap(self, path: str, handler: Any) -> Any:
         """The handler of a method, guarded. Called once a method."""
-
-    def places(self, path: str) -> int:
-        """How many calls of a method may arrive at the same moment, while it is calm."""
-
-    def calm(self, path: str) -> bool:
-        """Whether none was refused lately."""
 
     def refusal(self, path: str) -> tuple[grpc.StatusCode, str, Metadata] | None:
         """Status, text and trailing metadata for a call of which nothing is known but its
@@ -76,19 +69,8 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
         return cast("asyncio.Task[None]", self._event_loop.create_task(accept))
 
     async def _accept(self, method: bytes) -> None:
-        path = method.decode()
-        places = (self._take(path, method, extra > 0) for extra in range(self._door.places(path)))
-        # All to their end: gRPC writes into what a cancelled one would have freed.
-        ended = await asyncio.gather(*places, return_exceptions=True)
-        raise next(each for each in ended if isinstance(each, BaseException))
-
-    async def _take(self, path: str, method: bytes, extra: bool) -> None:
-        """One call after the other. An extra one rests while calls are refused: what waits
-        then waits in gRPC, which ends at once what is too much."""
-        refusal, calm = self._door.refusal, self._door.calm
+        path, refusal = method.decode(), self._door.refusal
         while True:
-            while extra and not calm(path):
-                await asyncio.sleep(_REST_SECONDS)
             call = await self._request_registered_call(method)
             try:
                 refused = refusal(path)
@@ -100,6 +82,8 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
                 self._begin(self._serve(path, call))
             else:
                 self._begin(self._refuse(call, *refused))
+            # Its stream is open as long as somebody here knows it.
+            del call
 
     def _serve(self, path: str, call: Any) -> Coroutine[Any, Any, None]:
         loop = self._event_loop

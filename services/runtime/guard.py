@@ -91,14 +91,6 @@ class CallGuard:
             return grpc.unary_unary_rpc_method_handler(_unary(method, handler.unary_unary))
         return grpc.unary_stream_rpc_method_handler(_stream(method, handler.unary_stream))
 
-    def places(self, path: str) -> int:
-        """See `core.Door`."""
-        return self.limits.max_waiting if path in self._methods else 1
-
-    def calm(self, path: str) -> bool:
-        """See `core.Door`."""
-        return self._methods[path].admission.calm
-
     def refusal(self, path: str) -> Refusal | None:
         """See `core.Door`: OVERLOADED at once while as many run as may."""
         method = self._methods.get(path)

@@ -46,7 +46,6 @@ class Server:
         self._identity = _identity(settings, metrics)
         self._access = Access(settings.access, metrics)
         guard = CallGuard(metrics, settings, self._access, tracing)
-        line = max(1, settings.admission.max_waiting // 8)
         self.grpc: grpc.aio.Server = sturdy_server(
             guard,
             (
@@ -57,8 +56,8 @@ class Server:
                 ("grpc.max_concurrent_streams", max(100, settings.max_concurrent_requests)),
                 ("grpc.max_connection_age_ms", _ms(settings.admission.max_connection_seconds)),
                 ("grpc.max_connection_age_grace_ms", _ms(_longest_call(settings.admission))),
-                ("grpc.server.max_pending_requests", line),
-                ("grpc.server.max_pending_requests_hard_limit", line),
+                ("grpc.server.max_pending_requests", settings.admission.max_waiting),
+                ("grpc.server.max_pending_requests_hard_limit", settings.admission.max_waiting),
                 # Unless it is meant, two processes on one port are a mistake.
                 ("grpc.so_reuseport", int(settings.share_port)),
                 # Our own channels ask once a second whether we live.
