@@ -46,7 +46,7 @@ class AdmissionSettings:
     """
 
     target_ms: float = 100.0
-    min_concurrent: int = 48
+    min_concurrent: int = 64
     max_waiting: int = 128
     max_unread_bytes: int = 512 * 2**20
     max_connection_seconds: float = 1800.0
