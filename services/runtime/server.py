@@ -51,9 +51,10 @@ class Server:
             (
                 ("grpc.max_receive_message_length", settings.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
-                # Calls that send no message, and replies that nobody reads, are kept until
-                # their connection ends.
-                ("grpc.max_concurrent_streams", max(100, settings.max_concurrent_requests)),
+                # Calls that send no message are kept until their connection ends. Far above what
+                # may run: gRPC counts a call that was refused unread as open a moment longer
+                # than its caller does, who would then meet REFUSED_STREAM.
+                ("grpc.max_concurrent_streams", max(4096, 4 * settings.max_concurrent_requests)),
                 ("grpc.max_connection_age_ms", _ms(settings.admission.max_connection_seconds)),
                 ("grpc.max_connection_age_grace_ms", _ms(_longest_call(settings.admission))),
                 ("grpc.server.max_pending_requests", settings.admission.max_waiting),
