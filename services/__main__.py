@@ -96,7 +96,7 @@ def _read_server(a: argparse.Namespace) -> ServerSettings:
         reflection=not a.no_reflection,
         admission=AdmissionSettings(
             target_ms=a.target_ms,
-            min_concurrent=a.min_concurrent,
+            calm_concurrent=a.calm_concurrent,
             max_waiting=a.max_waiting,
             max_unread_bytes=a.max_unread_bytes,
             max_connection_seconds=a.max_connection_seconds,

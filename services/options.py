@@ -180,9 +180,12 @@ def _limits(parser: argparse.ArgumentParser) -> None:
     group.add("--max-concurrent", server.max_concurrent_requests, "most unary calls at once")
     group.add(
         "--target-ms", limits.target_ms,
-        "while calls take longer, fewer are let in at once; 0: never fewer",
+        "while no call is as quick, fewer are let in at once; 0: never fewer",
     )  # fmt: skip
-    group.add("--min-concurrent", limits.min_concurrent, "calls at once that are always let in")
+    group.add(
+        "--calm-concurrent", limits.calm_concurrent,
+        "calls at once that are let in while nobody was refused for a second",
+    )  # fmt: skip
     group.add(
         "--max-waiting", limits.max_waiting, "calls of a method that may wait to be looked at"
     )

@@ -103,7 +103,7 @@ def main() -> int:
     add("--encoding", default="float32", choices=("float32", "float16", "int8"),
         help="of the networks; float32 leaves the load generator most room")  # fmt: skip
     add("--accepted-factor", type=float, default=5.0, help="p99 in the burst / p99 before")
-    add("--refusal-ms", type=float, default=100.0, help="p95 of a refusal")
+    add("--refusal-ms", type=float, default=150.0, help="p95 of a refusal")
     add("--recovery-s", type=float, default=5.0, help="seconds until all is as before")
     a, console, settings = begin(parser)
     with standing(settings, Ask(a.encoding, held=True)) as stand:

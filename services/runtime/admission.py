@@ -21,15 +21,19 @@ _FIRST_GUESS = 0.01
 """Seconds of a call before one was measured."""
 _CUT = 0.9
 _UNREAD_RETRY = (1_000, 5_000)
-_STEEPEST = 0.5
+_INTERVAL = 0.2
+"""Seconds in which one call has to be within the target."""
+_CALM_SECONDS = 1.0
+_LEAST = 8
+"""Calls at once that are let in however slow they are."""
 _SURE = 16
 """Calls that have to be measured before a deadline is called impossible."""
 
 
 @dataclass(frozen=True)
 class AdmissionSettings:
-    """target_ms: the limit of calls at once shrinks towards min_concurrent while calls take
-        longer than this, and grows back after; 0: the limit stays max_concurrent_requests.
+    """target_ms: the limit of calls at once falls, to a few if need be, while no call is as quick
+        as this; 0: the limit is max_concurrent_requests.
     max_waiting: calls of one method that may wait to be looked at. gRPC itself ends those
         beyond, with CANCELLED: refusing them ourselves would take the time that others need.
     max_unread_bytes: memory of replies of unary calls that callers have not read yet, together;
@@ -37,7 +41,8 @@ class AdmissionSettings:
         free, so that one that does not read, by fault or by design, is refused before others.
     max_connection_seconds: a connection is told to end after so long (by a tenth more or less)
         and its client makes another: what it holds ends with it, and clients find new replicas.
-    min_concurrent: the limit never shrinks below this.
+    calm_concurrent: calls at once that are let in while nobody was refused for a second, so
+        the burst that is answered whole.
     max_downloads: bundle downloads at once; more are refused with OVERLOADED.
     download_rate: bytes a second of all downloads together; 0: no limit.
     stream_rate: bytes a second of one download; 0: no limit.
@@ -46,8 +51,8 @@ class AdmissionSettings:
     """
 
     target_ms: float = 100.0
-    min_concurrent: int = 64
-    max_waiting: int = 128
+    calm_concurrent: int = 64
+    max_waiting: int = 64
     max_unread_bytes: int = 512 * 2**20
     max_connection_seconds: float = 1800.0
     max_downloads: int = 256
@@ -57,8 +62,8 @@ class AdmissionSettings:
     max_download_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        if min(self.min_concurrent, self.max_waiting, self.max_downloads) < 1:
-            raise SettingsError("min_concurrent, max_waiting and max_downloads are at least 1")
+        if min(self.calm_concurrent, self.max_waiting, self.max_downloads) < 1:
+            raise SettingsError("calm_concurrent, max_waiting and max_downloads are at least 1")
         for name in ("target_ms", "download_rate", "stream_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be a number and not negative; 0: no limit")
@@ -72,29 +77,37 @@ class AdmissionSettings:
 
 
 class Admission:
-    """A limit of calls at once, adapted to how long they take, and when the refused may return.
+    """A limit of calls at once, by how long they take, and when the refused may return.
 
-    Additive increase, multiplicative decrease: a call above the target cuts the limit by as
-    much as it was too slow, to half at most, and at most once in the time of a call or of the
-    target; each good call at a busy moment adds 1 / limit.
+    A burst is no overload: it makes calls wait, and is over. So the limit falls when not one
+    call of an interval was within the target (a standing queue, the idea of CoDel, RFC 8289):
+    to what the target allows at the present rate (Little's law). While it is below `calm`,
+    each good call at a busy moment adds 1 / limit; once nobody was refused for a second it is
+    `calm` again. Above that it grows as well, as far as calls come and stay good.
     """
 
     def __init__(
-        self, limit: int, target_ms: float = 0.0, least: int = 1, *, resumable: bool = False
+        self, limit: int, target_ms: float = 0.0, calm: int = 0, *, resumable: bool = False
     ) -> None:
         self._resumable = resumable
         self._most, self._target = limit, target_ms / 1e3
-        self._least = min(least, limit)
-        self.limit = float(limit)
+        self._calm = min(calm, limit) if target_ms else limit
+        self._least = min(_LEAST, self._calm)
+        self.limit = float(self._calm)
         self.running = 0
         self._mean = _FIRST_GUESS
         self._measured = 0
-        self._last_cut = 0.0
+        self._quickest, self._judged_at = math.inf, 0.0
+        self._cut_at, self._refused_at = 0.0, 0.0
         self._returning, self._returning_at = 0.0, 0.0
 
     @property
     def full(self) -> bool:
         """Whether as many run as may."""
+        if self.running < self.limit:
+            return False
+        if self.limit < self._calm and time.monotonic() - self._refused_at > _CALM_SECONDS:
+            self.limit = float(self._calm)
         return self.running >= self.limit
 
     def enter(self) -> None:
@@ -116,13 +129,20 @@ class Admission:
         self.running -= 1
 
     def _adapt(self, seconds: float) -> None:
-        if seconds > self._target:
-            now = time.monotonic()
-            if now - self._last_cut > min(self._mean, self._target):
-                self._last_cut = now
-                kept = max(_STEEPEST, self._target / seconds)
-                self.limit = max(self._least, min(self.limit, self.running) * kept)
-        elif 2 * self.running >= self.limit:
+        now = time.monotonic()
+        if now - seconds < self._cut_at:
+            # Let in before the last cut, so it says nothing of the limit since.
+            return
+        if self._quickest == math.inf:
+            self._judged_at = now + _INTERVAL
+        self._quickest = min(self._quickest, seconds)
+        if now >= self._judged_at:
+            if self._quickest > self._target:
+                kept = min(self.limit, self.running) * self._target / self._quickest
+                self.limit = max(self._least, kept)
+                self._cut_at = now
+            self._quickest = math.inf
+        if seconds <= self._target and 2 * self.running >= self.limit:
             self.limit = min(self._most, self.limit + 1 / self.limit)
 
     def window(self) -> RetryMs:
@@ -132,7 +152,7 @@ class Admission:
         been served, at the rate that is being served now (running / mean time, Little's law).
         So the window grows with the overload and shrinks when it is over.
         """
-        now = time.monotonic()
+        now = self._refused_at = time.monotonic()
         rate = max(self.running, 1) / max(self._mean, 1e-4)
         gone = (now - self._returning_at) * rate
         self._returning = max(0.0, self._returning - gone) + 1

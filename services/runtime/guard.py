@@ -67,7 +67,7 @@ class CallGuard:
         self.client_names = frozenset(name.encode() for name in settings.tls_client_names)
         limits = settings.admission
         self.unary = Admission(
-            settings.max_concurrent_requests, limits.target_ms, limits.min_concurrent
+            settings.max_concurrent_requests, limits.target_ms, limits.calm_concurrent
         )
         # Apart, so that phones on slow lines fetching bundles never crowd out networks.
         self.streams = Admission(limits.max_downloads, resumable=True)

@@ -67,9 +67,10 @@ class _NoNews(logging.Filter):
         return not str(record.msg).startswith(_NO_NEWS)
 
 
-def configure(level: str = "INFO", stream: TextIO = sys.stderr) -> None:
-    """Send the services' logs to `stream`, with the warnings of what they run on. For entry
-    points; never called on import."""
+def configure(level: str = "INFO", stream: TextIO | None = None) -> None:
+    """Send the services' logs to `stream` (left out: standard error), with the warnings of what
+    they run on. For entry points; never called on import."""
+    stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Human() if stream.isatty() else _Json())
     handler.addFilter(_NoNews())

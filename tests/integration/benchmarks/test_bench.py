@@ -65,6 +65,16 @@ def test_a_short_overload_is_measured(tmp_path: Path) -> None:
     assert result["phases"][1]["ok"] > 0
 
 
+@pytest.mark.slow
+def test_what_a_call_costs(tmp_path: Path) -> None:
+    before = left_behind(tmp_path)
+    done = run(".calls", "--seconds", "0.3", "--rounds", "1", "--requests", "20")
+    assert done.returncode == 0, done.stderr
+    for row in ("grpc.aio", "ours", "refused", "map", "assemble"):
+        assert row in done.stdout, done.stdout
+    assert left_behind(tmp_path) == before
+
+
 def test_settings_that_cannot_work(tmp_path: Path) -> None:
     done = run("", "--peers", "nobody", "--out", str(tmp_path))
     assert done.returncode == 2

@@ -25,7 +25,8 @@ from tests.support.rubbish import PREFACE, connection, frame, headers, throw
 from tests.support.serving import Process, fault_of, network_request, running, settings
 from tests.support.versions import publish
 
-DATA, HEADERS, SETTINGS, END_HEADERS, END_STREAM = 0, 1, 4, 4, 1
+DATA, HEADERS, SETTINGS, GOAWAY = 0, 1, 4, 7
+END_HEADERS, END_STREAM = 4, 1
 INITIAL_WINDOW = 4
 REQUEST_NETWORK = b"/forward_ofa_api.controller.v1.ControllerService/RequestNetwork"
 
@@ -190,3 +191,30 @@ async def test_overload_is_told_before_a_message_is_sent(registry, monkeypatch, 
         assert (await held).artefact.data
         gc.collect()
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def frame_types(reader: asyncio.StreamReader) -> list[int]:
+    """Of the frames until the other side closes or says GOAWAY."""
+    types: list[int] = []
+    while GOAWAY not in types:
+        head = await reader.readexactly(9)
+        types.append(head[3])
+        await reader.readexactly(int.from_bytes(head[:3], "big"))
+    return types
+
+
+async def test_a_connection_of_age_is_told_to_end_and_no_call_fails(registry):
+    tiny = publish(registry, "v1")
+    admission = AdmissionSettings(max_connection_seconds=1)
+    server = ServerSettings(listen="127.0.0.1:0", admission=admission)
+    async with running(registry.root, server=server) as services:
+        host, port = services.address.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(PREFACE + frame(SETTINGS, 0, 0, b""))
+        started = time.monotonic()
+        async with grpc.aio.insecure_channel(services.address) as channel:
+            stub = ControllerServiceStub(channel)
+            while time.monotonic() - started < 3.5:
+                assert (await stub.RequestNetwork(network_request(tiny), timeout=20)).artefact.data
+        assert GOAWAY in await asyncio.wait_for(frame_types(reader), 5)
+        writer.close()

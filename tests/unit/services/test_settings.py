@@ -45,7 +45,7 @@ def _asking():
         (lambda _: ServerSettings(drain_delay=NAN), "drain_delay"),
         (lambda _: ServerSettings(tls_client_ca=Path(__file__)), "needs tls_cert"),
         (lambda _: ServerSettings(tls_client_names=("a",)), "needs tls_client_ca"),
-        (lambda _: AdmissionSettings(min_concurrent=0), "min_concurrent"),
+        (lambda _: AdmissionSettings(calm_concurrent=0), "calm_concurrent"),
         (lambda _: AdmissionSettings(download_rate=NAN), "download_rate"),
         (lambda _: AdmissionSettings(max_seconds=0), "max_seconds"),
         (lambda tmp: AccessSettings(tokens=tmp / "t"), "no file"),

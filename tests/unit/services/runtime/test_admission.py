@@ -34,23 +34,92 @@ def test_the_window_grows_with_the_overload_and_shrinks_after():
     assert refusal(admission.enter).retry[0] < 1_500
 
 
-def test_the_limit_follows_the_latency_within_its_bounds():
-    admission = Admission(100, target_ms=50, least=10)
+class Clock:
+    """In place of the module `time`."""
 
-    def serve(seconds, at_once):
-        admission._last_cut = 0
-        admission.running = at_once
-        admission.leave(seconds)
+    now = 100.0
 
-    for _ in range(100):
-        serve(0.2, 100)
-    assert admission.limit == 10
-    for _ in range(5000):
-        serve(0.001, 100)
-    assert admission.limit == 100
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("services.runtime.admission.time", clock)
+    return clock
+
+
+def serve(admission, clock, rate, seconds, offered):
+    """A server that answers `rate` calls a second, one after the other, while `offered` a second
+    come. Returns how long the answered waited, in order, and how many were refused."""
+    entered, waits, refused = [], [], 0
+    end, due = clock.now + seconds, clock.now
+    next_answer = clock.now + 1 / rate
+    while clock.now < end:
+        clock.now = min(due, next_answer)
+        if clock.now == due:
+            due += 1 / offered
+            try:
+                admission.enter()
+            except Fault:
+                refused += 1
+            else:
+                entered.append(clock.now)
+                if len(entered) == 1:
+                    next_answer = clock.now + 1 / rate
+        elif entered:
+            waits.append(clock.now - entered.pop(0))
+            admission.leave(waits[-1])
+            next_answer += 1 / rate
+        else:
+            next_answer = due
+    while entered:
+        clock.now = next_answer
+        waits.append(clock.now - entered.pop(0))
+        admission.leave(waits[-1])
+        next_answer += 1 / rate
+    return waits, refused
+
+
+def test_in_an_overload_the_accepted_wait_about_the_target(clock):
+    admission = Admission(256, target_ms=100, calm=64)
+    waits, refused = serve(admission, clock, rate=200, seconds=10, offered=1000)
+    assert len(waits) > 1900 and refused > 7000
+    settled = sorted(waits[200:])
+    assert 0.05 < settled[len(settled) // 2] < 0.15
+    assert settled[-1] < 0.2
+
+
+def test_a_burst_is_let_in_whole_and_again_after_an_overload(clock):
+    admission = Admission(256, target_ms=100, calm=64)
+    for _ in range(3):
+        waits, refused = serve(admission, clock, rate=100, seconds=0.063, offered=1000)
+        assert refused == 0 and max(waits) > 0.4
+    serve(admission, clock, rate=100, seconds=5, offered=1000)
+    assert admission.limit < 20
+    clock.now += 1.1
+    waits, refused = serve(admission, clock, rate=100, seconds=0.063, offered=1000)
+    assert refused == 0
+
+
+def test_the_limit_never_falls_so_far_that_nothing_is_done(clock):
+    admission = Admission(256, target_ms=100, calm=64)
+    serve(admission, clock, rate=2, seconds=60, offered=100)
+    assert admission.limit == 8
+
+
+def test_the_limit_grows_while_many_come_and_are_served_well(clock):
+    admission = Admission(256, target_ms=100, calm=64)
+    for _ in range(60_000):
+        clock.now += 0.001
+        admission.running = int(admission.limit)
+        admission.leave(0.02)
+    assert admission.limit == 256
     before = admission.limit
     for _ in range(100):
-        serve(0.001, 2)
+        admission.running = 2
+        admission.leave(0.001)
     assert admission.limit == before
 
 
@@ -81,8 +150,8 @@ def test_deadlines_that_cannot_be_met_are_refused_but_tried_again():
         pytest.fail("refused for ever")
 
 
-def test_calls_that_were_given_up_count_when_they_were_slow():
-    admission = Admission(100, target_ms=50, least=10)
+def test_calls_that_were_given_up_count_when_they_were_slow(clock):
+    admission = Admission(100, target_ms=50, calm=100)
     for _ in range(50):
         admission.enter()
         admission.leave(0.001, whole=False)
@@ -90,7 +159,7 @@ def test_calls_that_were_given_up_count_when_they_were_slow():
     before = admission._mean
     assert before > 0.005, "a refusal is quick and says nothing about the calls"
     for _ in range(50):
-        admission._last_cut = 0
+        clock.now += 1.0
         admission.enter()
         admission.leave(1.0, whole=False)
     assert admission.limit < 100
