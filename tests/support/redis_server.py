@@ -51,6 +51,12 @@ class RedisServer:
                     time.sleep(0.01)
         raise RuntimeError("Redis did not start")
 
+    @property
+    def pid(self) -> int:
+        """Of the running server."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
