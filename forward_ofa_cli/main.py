@@ -17,6 +17,7 @@ from forward_ofa_cli import (
     device,
     evaluate,
     jobs,
+    plan,
     publish,
     serve,
     systems,
@@ -66,7 +67,7 @@ forward pass of the cloud and with no training on the phone.
 
 In the order in which one uses them: **demo** shows everything; **data** lists public logs;
 **systems**, **train**, **evaluate**, **publish**, **versions**, **serve**, **token**, **device**;
-**cost** is the accounting. For training as a service: **trainer**, **jobs**.
+**cost** is the accounting, **plan** the capacity. For training as a service: **trainer**, **jobs**.
 
 **Exit codes**
 
@@ -102,6 +103,7 @@ app.command("serve", context_settings=_PASS_ON)(serve.serve)
 app.command("token")(token.token)
 app.command("device", context_settings=_PASS_ON)(device.device)
 app.command("cost")(cost.cost)
+app.command("plan")(plan.plan)
 app.command("trainer", context_settings=_PASS_ON)(trainer.trainer)
 app.add_typer(jobs.app, name="jobs")
 

@@ -118,7 +118,7 @@ def read_bundle(data: bytes | memoryview) -> DeviceBundle:
     tensors, metadata = read_tensors(data)
     manifest = BundleManifest.from_json(metadata.get("manifest", ""))
     backbone = build(manifest.backbone)
-    expected = _expected_shapes(manifest.backbone, backbone)
+    expected = bundle_shapes(manifest.backbone, backbone)
     if {name: value.shape for name, value in tensors.items()} != expected:
         raise CorruptFile("the bundle's tensors are not those of its backbone")
     floats = {name: value.astype(np.float32) for name, value in tensors.items()}
@@ -135,7 +135,8 @@ def read_bundle(data: bytes | memoryview) -> DeviceBundle:
     )
 
 
-def _expected_shapes(config: BackboneConfig, backbone: Backbone) -> dict[str, tuple[int, ...]]:
+def bundle_shapes(config: BackboneConfig, backbone: Backbone) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all tensors of a bundle."""
     d = config.hidden
     gru = dict(zip(_GRU, ((3 * d, d), (3 * d, d), (3 * d,), (3 * d,)), strict=True))
     shapes: dict[str, tuple[int, ...]] = {

@@ -168,14 +168,9 @@ def publish_larger(version: BenchVersion) -> None:
     publish(registry, _LARGER, label="canary", config=BACKBONE, items=MORE_ITEMS)
 
 
-def remove_larger(version: BenchVersion) -> None:
-    """That version again."""
-    registry = FileRegistry(version.registry)
-    registry.unlabel("canary")
-    registry.remove(_LARGER)
-
-
-def measure_memory(chain: Chain, larger: Callable[[], object], wait: float = 60) -> dict[str, Memory]:
+def measure_memory(
+    chain: Chain, larger: Callable[[], object], wait: float = 60
+) -> dict[str, Memory]:
     """larger: publishes a second version. Resident bytes of each kind, before and after."""
     kinds = [kind for kind in chain.pids if kind != "redis"]
     before = {kind: _resident(chain.pids[kind][0]) for kind in kinds}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import grpc
 import numpy as np
 
 from benchmarks.capacity import extras
-from benchmarks.capacity.chain import Chain, start_chain
+from benchmarks.capacity.chain import start_chain
 from benchmarks.capacity.points import (
     Point,
     Question,
@@ -19,14 +22,17 @@ from benchmarks.capacity.points import (
     measure_points,
     questions,
 )
-from benchmarks.serving.loader import Loader
+from benchmarks.serving.loader import Loader, LoadError
 from benchmarks.serving.machine import describe
 from benchmarks.serving.servers import Servers
-from benchmarks.serving.version import BenchVersion, make_version
+from benchmarks.serving.venvs import Unavailable
+from benchmarks.serving.version import make_version
 from forward_ofa_cli.capacity.costs import LAYOUTS, Batching, Costs
 from tests.support.redis_server import RedisServer
 
 COMMAND = "python -m benchmarks.capacity"
+T = TypeVar("T")
+_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -78,13 +84,13 @@ class Measurement:
         effort = self._effort
         with Loader(self._cores) as loader:
             for layout in LAYOUTS:
-                self._layout(layout, loader)
+                self._patiently(partial(self._layout, layout, loader))
         cpu, residual = fit_kinds(self._points)
         self._say("sessions in Redis")
         with _redis(self._folder / "sessions") as server:
             sessions, seen = extras.measure_redis(server, effort.sessions)
         self._say("connections, downloads, small calls")
-        tls, downloads, call = self._front()
+        tls, downloads, call = self._patiently(self._front)
         self._say("retrieval, ranking, training")
         costs = Costs(
             cpu=cpu,
@@ -101,27 +107,39 @@ class Measurement:
         )
         return Findings(costs, self._points, self._batches, seen)
 
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Tried anew: where others stop our processes for a while, servers start too late."""
+        for left in range(_ATTEMPTS - 1, -1, -1):
+            try:
+                return work()
+            except (Unavailable, LoadError, RuntimeError, OSError, grpc.RpcError) as error:
+                if not left:
+                    raise
+                self._say(f"once more, since {type(error).__name__}: {error}")
+        raise AssertionError("not reached")
+
     def _layout(self, layout: str, loader: Loader) -> None:
         effort = self._effort
-        work = self._folder / layout
-        version = self._version if layout == "split" else make_version(work)
+        work = self._folder / f"{layout}-{time.monotonic_ns()}"
+        version = make_version(work)
+        points: list[Point] = []
         with _redis(work) as server, Servers(work / "logs", self._cores) as servers:
             chain = start_chain([servers], version, layout, server)
             asked = questions(layout, effort.clients)
-            self._points += measure_points(
+            points += measure_points(
                 chain, asked, loader, rounds=effort.rounds, seconds=effort.seconds, say=self._say
             )
+            batches: list[Point] = []
             if layout == "split":
                 more = [Question(clients=clients) for clients in (1, 16)]
-                self._batches += measure_points(
+                batches += measure_points(
                     chain, more, loader, rounds=effort.rounds, seconds=effort.seconds,
                     say=self._say,
                 )  # fmt: skip
             self._say(f"{layout}: memory with a second version")
-            larger = _Larger(version)
-            self._memory |= extras.measure_memory(chain, larger)
-            if layout == "split":
-                larger.remove()
+            self._memory |= extras.measure_memory(chain, partial(extras.publish_larger, version))
+        self._points += points
+        self._batches += batches
 
     def _front(self) -> tuple[extras.Tls, extras.Downloads, float]:
         ca, (certificate, key) = extras.certificate(self._folder / "tls")
@@ -133,9 +151,7 @@ class Measurement:
             Servers(self._folder / "front" / "secure", self._cores) as others,
         ):
             plain = start_chain([servers], self._version, "one", server)
-            secured = start_chain(
-                [others], self._version, "one", server, front_options=secure
-            )
+            secured = start_chain([others], self._version, "one", server, front_options=secure)
             tls = extras.measure_tls(plain, secured, ca, calls)
             return tls, extras.measure_downloads(plain, calls), extras.measure_call(plain, calls)
 
@@ -146,19 +162,6 @@ class Measurement:
         points = [point for point in points if "mapper" in point.cpu]
         rows = np.array([[1 / point.batch, 1.0] for point in points])
         return Batching(*fit(rows, np.array([point.cpu["mapper"] for point in points])))
-
-
-class _Larger:
-    """A second version with more items in a registry, while it is needed."""
-
-    def __init__(self, version: BenchVersion) -> None:
-        self._version = version
-
-    def __call__(self) -> None:
-        extras.publish_larger(self._version)
-
-    def remove(self) -> None:
-        extras.remove_larger(self._version)
 
 
 class _redis:

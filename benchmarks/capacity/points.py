@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from forward_ofa_cli.capacity.costs import FEATURES, Work
 from forward_ofa_device.artefact import ENCODINGS, Encoding, artefact_bytes, pack_path
 
 T = TypeVar("T")
+_ATTEMPTS = 5
 CANDIDATES = 200
 """What a controller sends by default."""
 
@@ -90,20 +92,22 @@ def measure_points(
         for question, job in jobs.items():
             found[question].append(_again(lambda j=job: _once(chain, j, loader), say))
     for question, rows in found.items():
-        cpu = {
-            kind: statistics.median(row[0][kind] for row in rows) for kind in chain.pids
-        }
+        cpu = {kind: statistics.median(row[0][kind] for row in rows) for kind in chain.pids}
         rps, batch = (statistics.median(row[place] for row in rows) for place in (1, 2))
         yield Point(chain.layout, question, question.work(chain.version), cpu, rps, batch)
 
 
 def _again(work: Callable[[], T], say: Callable[[str], None]) -> T:
-    """Once more if requests failed: on a shared machine all may stand still for a while."""
-    try:
-        return work()
-    except (LoadError, RuntimeError) as error:
-        say(f"once more, since {error}")
-        return work()
+    """Tried anew if requests failed: on a shared machine all may stand still for a while."""
+    for left in range(_ATTEMPTS - 1, -1, -1):
+        try:
+            return work()
+        except (LoadError, RuntimeError) as error:
+            if not left:
+                raise
+            say(f"once more, since {error}")
+            time.sleep(1.0)
+    raise AssertionError("not reached")
 
 
 def _once(chain: Chain, job: Any, loader: Loader) -> tuple[dict[str, float], float, float]:

@@ -1,0 +1,164 @@
+"""`forward-ofa plan`: what a fleet of devices needs of the cloud."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forward_ofa_cli.console import console
+from forward_ofa_cli.errors import CommandError, Exit
+
+if TYPE_CHECKING:
+    from forward_ofa_cli.capacity.demand import Demand
+    from forward_ofa_cli.capacity.sizes import Shape
+
+_TRAFFIC, _MODEL, _ROOM, _OUTPUT = "Traffic", "Version", "Room", "Output"
+
+
+def _option(text: str, panel: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel)
+
+
+Number, Count = float | None, int | None
+
+
+def plan(
+    devices: Annotated[int, _option("Devices that are active on a day.", _TRAFFIC)],
+    sessions_per_day: Annotated[Number, _option("Of a device.", _TRAFFIC)] = None,
+    requests_per_session: Annotated[
+        Number, _option("Networks that a device asks for in a session.", _TRAFFIC)
+    ] = None,
+    rankings_per_session: Annotated[
+        Number, _option("Lists that a device ranks; for the comparison.", _TRAFFIC)
+    ] = None,
+    peak_to_mean: Annotated[
+        Number, _option("Busiest minutes of a region against its day.", _TRAFFIC)
+    ] = None,
+    session_minutes: Annotated[
+        Number, _option("From a session's first to its last request.", _TRAFFIC)
+    ] = None,
+    session_ttl: Annotated[Number, _option("Seconds, as of `serve`.", _TRAFFIC)] = None,
+    new_items: Annotated[
+        Number, _option("Share of candidates that are new in a later request.", _TRAFFIC)
+    ] = None,
+    updates_per_day: Annotated[
+        Number, _option("Versions that a device moves to.", _TRAFFIC)
+    ] = None,
+    tls: Annotated[
+        bool | None,
+        typer.Option(
+            "--tls/--no-tls",
+            help="End TLS in our own processes, or in a balancer in front.",
+            rich_help_panel=_TRAFFIC,
+        ),
+    ] = None,
+    encoding: Annotated[str | None, _option("float32, float16 or int8.", _MODEL)] = None,
+    kept_blocks: Annotated[Number, _option("Of a network, mean. Default: all.", _MODEL)] = None,
+    candidates: Annotated[Count, _option("Items that a device gets to rerank.", _MODEL)] = None,
+    backbone: Annotated[str, _option("sasrec or nextitnet.", _MODEL)] = "sasrec",
+    blocks: Annotated[Count, _option("L, if not the paper's 6 or 12.", _MODEL)] = None,
+    hidden: Annotated[int, _option("Width d.", _MODEL)] = 64,
+    items: Annotated[int, _option("Items of the catalogue.", _MODEL)] = 100_000,
+    id_bytes: Annotated[int, _option("Bytes of an item id, mean.", _MODEL)] = 10,
+    registry: Annotated[
+        str | None, _option("Take sizes and kept blocks from a published version.", _MODEL)
+    ] = None,
+    version: Annotated[str, _option("Which one, or a label; with --registry.", _MODEL)] = "stable",
+    more_shards: Annotated[
+        Number, _option("Item shards that a device fetches beside the most popular items.", _MODEL)
+    ] = None,
+    versions: Annotated[Count, _option("Versions in memory at once.", _MODEL)] = None,
+    examples: Annotated[Number, _option("Targets that a version is trained on.", _MODEL)] = None,
+    epochs: Annotated[Number, _option("How often.", _MODEL)] = None,
+    layout: Annotated[
+        str | None, _option("split (three services), joined (mapper with assembler) or one.", _ROOM)
+    ] = None,
+    utilisation: Annotated[Number, _option("Of a pod's cores at the peak.", _ROOM)] = None,
+    processes: Annotated[Count, _option("Of a pod, as `serve --processes`.", _ROOM)] = None,
+    zones: Annotated[Count, _option("Of a region.", _ROOM)] = None,
+    regions: Annotated[Count, _option("With devices spread evenly.", _ROOM)] = None,
+    spare: Annotated[
+        str | None, _option("What may be lost at the peak: none, zone or region.", _ROOM)
+    ] = None,
+    redis_gb: Annotated[Number, _option("Memory of one Redis node.", _ROOM)] = None,
+    costs: Annotated[
+        Path | None,
+        _option("Figures of your machine: `python -m benchmarks.capacity --out FILE`.", _OUTPUT),
+    ] = None,
+    as_json: Annotated[bool, _option("Everything, as JSON.", _OUTPUT, "--json")] = False,
+) -> None:
+    """Cores, pods, bytes and memory for so many devices, from measured costs.
+
+    Prints every assumption. docs/capacity.md has the formulas, and how well they hold.
+
+    Examples:
+
+    `forward-ofa plan --devices 100000000 --sessions-per-day 8`
+
+    `forward-ofa plan --devices 1000000 --encoding int8 --kept-blocks 4.5 --layout joined`
+
+    `forward-ofa plan --devices 1000000 --registry registry --version stable --json`
+    """
+    given = {name: value for name, value in locals().items() if value is not None}
+    from forward_ofa_cli import plan_view
+    from forward_ofa_cli.capacity.comparison import compare
+    from forward_ofa_cli.capacity.costs import CostsError, read_costs
+    from forward_ofa_cli.capacity.demand import DemandError
+    from forward_ofa_cli.capacity.planning import make_plan
+
+    try:
+        measured = read_costs(costs)
+        shape, kept = _shape(given)
+        demand = _demand(given, kept)
+        made = make_plan(demand, shape, measured)
+    except (CostsError, DemandError) as error:
+        raise CommandError(str(error), Exit.USAGE) from None
+    ways = compare(made, measured)
+    if as_json:
+        typer.echo(json.dumps(plan_view.as_json(made, ways, measured), indent=2))
+    else:
+        plan_view.show(console(), made, ways, measured)
+
+
+def _demand(given: dict[str, Any], kept: float | None) -> Demand:
+    """kept: mean of the published version; what the command line says counts more."""
+    from dataclasses import fields
+
+    from forward_ofa_cli.capacity.demand import Demand
+
+    names = {each.name for each in fields(Demand)}
+    values = {name: value for name, value in given.items() if name in names}
+    if kept is not None:
+        values.setdefault("kept_blocks", kept)
+    return Demand(**values)
+
+
+def _shape(given: dict[str, Any]) -> tuple[Shape, float | None]:
+    """The version's sizes, and its mean of kept blocks if that is known.
+
+    Raises CommandError, RegistryError, Fault.
+    """
+    from forward_ofa_cli.capacity.sizes import Shape
+    from forward_ofa_device.backbones import names
+    from forward_ofa_device.backbones.contract import BackboneConfig
+
+    if "registry" in given:
+        from forward_ofa_cli.publish import open_place
+
+        found = open_place(given["registry"])
+        found.check()
+        published = found.open(found.labels().get(given["version"], given["version"]))
+        kept = published.manifest.metrics.get("mean_kept_blocks")
+        return Shape.published(published), None if kept is None else float(kept)
+    name = given["backbone"]
+    if name not in names():
+        raise CommandError(f"--backbone {name}: use {' or '.join(names())}.", Exit.USAGE)
+    usual = {"nextitnet": 12}.get(name, 6)
+    try:
+        config = BackboneConfig(name, given.get("blocks", usual), given["hidden"])
+        return Shape.of(config, given["items"], given["id_bytes"]), None
+    except ValueError as error:
+        raise CommandError(str(error), Exit.USAGE) from None
