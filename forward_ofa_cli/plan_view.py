@@ -78,16 +78,20 @@ def show(out: Console, plan: Plan, ways: list[Way], costs: Costs) -> None:
     for line in _rest(plan):
         out.print(line)
     out.print(_ways(ways))
-    out.print("[bold]Assumptions[/] (given ones are marked)")
+    out.print("[bold]Assumptions[/] (*: not the default)")
     for each in demand.assumptions():
-        mark = "*" if each["given"] else " "
-        out.print(f" {mark} {each['name']} = {each['value']}: {each['why']}", markup=False)
+        mark, why = "*" if each["changed"] else " ", each["why"]
+        text = f" {mark} {each['name']} = {each['value']}" + (f": {why}" if why else "")
+        out.print(text, markup=False)
     origin = costs.origin
+    kinds = [each.kind for each in plan.pods]
+    fit = ", ".join(f"{costs.residual[kind]:.0%} ({kind})" for kind in kinds)
     note(
         out,
-        f"Costs: {origin['cpu']}, Python {origin['python']}, measured {origin['time'][:10]} at revision "
-        f"{origin['revision']} by `{origin['command']}`; {origin['load']}. Largest deviation of a "
-        f"measured point: {max(costs.residual.values()):.0%}. Sizes: {plan.shape.source}.",
+        f"Costs: {origin['cpu']}, Python {origin['python']}, measured {origin['time'][:10]} at "
+        f"revision {origin['revision']} by `{origin['command']}`; {origin['load']}. The "
+        f"measured points deviate from the fit by {fit} (root of the mean square). "
+        f"Sizes: {plan.shape.source}.",
     )
 
 
@@ -135,13 +139,13 @@ def _rest(plan: Plan) -> list[str]:
     return [
         f"[bold]Between services[/]: {internal:,.2f} Gbit/s at the peak, of which "
         f"{plan.crossing:.0%} from zone to zone if calls are spread over zones.",
-        f"[bold]Redis[/]: {redis.sessions:,.0f} sessions of {redis.session_bytes:,.0f} bytes at the "
-        f"peak, {redis.memory / 1e9:,.2f} GB; {redis.commands:,.0f} commands/s, {redis.cores:.2f} "
-        f"cores; {redis.nodes} master(s), each with a replica. One is enough for "
+        f"[bold]Redis[/]: {redis.sessions:,.0f} sessions of {redis.session_bytes:,.0f} bytes "
+        f"at the peak, {redis.memory / 1e9:,.2f} GB; {redis.commands:,.0f} commands/s, "
+        f"{redis.cores:.2f} cores; {redis.nodes} master(s), each with a replica. One is enough for "
         f"{redis.most_devices:,.0f} devices.",
-        f"[bold]A version[/]: {releases.bundle / 1e6:,.2f} MB to a device, {releases.downloads:,.1f} "
-        f"downloads/s; pods read {releases.pulled / 1e9:,.2f} GB of the registry, "
-        f"{releases.pull_gbit:,.2f} Gbit/s if all do within a minute; training "
+        f"[bold]A version[/]: {releases.bundle / 1e6:,.2f} MB to a device, "
+        f"{releases.downloads:,.1f} downloads/s; pods read {releases.pulled / 1e9:,.2f} GB of the "
+        f"registry, {releases.pull_gbit:,.2f} Gbit/s if all do within a minute; training "
         f"{releases.training_core_hours:,.0f} core-hours, {releases.training_cores:,.2f} cores on "
         "average.",
     ]

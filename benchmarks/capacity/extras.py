@@ -1,12 +1,13 @@
-"""What is not a request for a network: connections, downloads, sessions, memory, ranking, training."""
+"""What is not a request for a network: connections, downloads, sessions, memory, training."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,54 +72,56 @@ def network_request(version: BenchVersion, session: str) -> api.RequestNetworkRe
 
 
 def front_cpu(chain: Chain, work: Callable[[], object], calls: int) -> float:
-    """CPU milliseconds of the front's process for one call of `work`."""
-    pids = next(pids for kind, pids in chain.pids.items() if kind in ("controller", "whole"))
-    for _ in range(max(3, calls // 10)):
-        work()
-    before = cpu_seconds(pids)
-    for _ in range(calls):
-        work()
-    return (cpu_seconds(pids) - before) / calls * 1e3
+    """CPU milliseconds of the front's process for one call of `work`: the median."""
+    return _cpu_of([(chain, work)], calls)[0]
+
+
+def _cpu_of(tasks: Sequence[tuple[Chain, Callable[[], object]]], calls: int) -> list[float]:
+    """The same for several, a call of each in turn, so that the machine's moods meet all."""
+    times: list[list[float]] = [[] for _ in tasks]
+    for number in range(calls + 5):
+        for (chain, work), seen in zip(tasks, times, strict=True):
+            pids = chain.pids.get("controller") or chain.pids["whole"]
+            before = cpu_seconds(pids)
+            work()
+            if number >= 5:
+                seen.append((cpu_seconds(pids) - before) * 1e3)
+    return [float(np.median(seen)) for seen in times]
 
 
 def measure_tls(plain: Chain, secured: Chain, authority: Path, calls: int) -> Tls:
     """plain, secured: the same front without and with TLS."""
     request = network_request(plain.version, secrets.token_urlsafe(15))
-    size = 0
+    large = api.GetDeviceBundleRequest(part=api.BUNDLE_PART_EXTRACTOR_ONNX)
+    with connection(plain.front[0]) as open_stub, connection(secured.front[0], authority) as stub:
 
-    def fresh(chain: Chain, ca: Path | None) -> Callable[[], object]:
-        def ask() -> object:
-            with connection(chain.front[0], ca) as stub:
-                return stub.RequestNetwork(request, timeout=20)
+        def fresh() -> object:
+            with connection(secured.front[0], authority) as other:
+                return other.RequestNetwork(request, timeout=20)
 
-        return ask
+        def kept() -> object:
+            return stub.RequestNetwork(request, timeout=20)
 
-    def kept(chain: Chain, ca: Path | None) -> float:
-        nonlocal size
-        with connection(chain.front[0], ca) as stub:
-            size = stub.RequestNetwork(request, timeout=20).ByteSize()
-            return front_cpu(chain, lambda: stub.RequestNetwork(request, timeout=20), calls)
+        def fetched(which: Any) -> Callable[[], int]:
+            return lambda: _bundle_bytes(which, large)
 
-    # In turns, so that what else the machine does meets both.
-    rows = [(kept(plain, None), kept(secured, authority)) for _ in range(3)]
-    without, with_tls = np.median(rows, axis=0)
-    once = float(np.median([front_cpu(secured, fresh(secured, authority), calls) for _ in "123"]))
-    return Tls(
-        connection=max(0.0, once - float(with_tls)),
-        megabyte=max(0.0, float(with_tls - without) / size * 1e6),
-    )
+        size = fetched(stub)() / 1e6
+        once, again = _cpu_of([(secured, fresh), (secured, kept)], calls)
+        clear, encrypted = _cpu_of([(plain, fetched(open_stub)), (secured, fetched(stub))], calls)
+    return Tls(connection=max(0.0, once - again), megabyte=max(0.0, encrypted - clear) / size)
+
+
+def _bundle_bytes(stub: Any, request: api.GetDeviceBundleRequest) -> int:
+    return sum(len(chunk.data) for chunk in stub.GetDeviceBundle(request, timeout=20))
 
 
 def measure_downloads(chain: Chain, calls: int) -> Downloads:
     """Files of the bundle, a small one (an item shard) and a large one (ONNX)."""
     rows, times = [], []
     with connection(chain.front[0]) as stub:
-        for part, shard in ((api.BUNDLE_PART_ITEMS, 0), (api.BUNDLE_PART_EXTRACTOR_ONNX, 0)):
-            request = api.GetDeviceBundleRequest(part=part, shard=shard)
-
-            def fetch(request: api.GetDeviceBundleRequest = request) -> int:
-                return sum(len(chunk.data) for chunk in stub.GetDeviceBundle(request, timeout=20))
-
+        for part in (api.BUNDLE_PART_ITEMS, api.BUNDLE_PART_EXTRACTOR_ONNX):
+            request = api.GetDeviceBundleRequest(part=part)
+            fetch = partial(_bundle_bytes, stub, request)
             rows.append([1.0, fetch() / 1e6])
             times.append(front_cpu(chain, fetch, calls))
     return Downloads(*fit(np.array(rows), np.array(times)))
@@ -143,7 +146,7 @@ def measure_redis(server: RedisServer, sessions: int) -> tuple[Redis, dict[str, 
     with redis.Redis.from_url(server.url) as client:
         for count in (50, CANDIDATES, 800):
             client.flushall()
-            before = int(client.info("memory")["used_memory"])  # type: ignore[index]
+            before = int(client.info("memory")["used_memory"])
             pipeline = client.pipeline(transaction=False)
             rng, size = np.random.default_rng(count), 0
             for number in range(sessions):
@@ -155,7 +158,7 @@ def measure_redis(server: RedisServer, sessions: int) -> tuple[Redis, dict[str, 
                 if number % 500 == 499:
                     pipeline.execute()
             pipeline.execute()
-            used = int(client.info("memory")["used_memory"]) - before  # type: ignore[index]
+            used = int(client.info("memory")["used_memory"]) - before
             overhead.append((used - size) / sessions)
             seen[str(count)] = used / sessions
         client.flushall()

@@ -27,7 +27,7 @@ from benchmarks.serving.machine import describe
 from benchmarks.serving.servers import Servers
 from benchmarks.serving.venvs import Unavailable
 from benchmarks.serving.version import make_version
-from forward_ofa_cli.capacity.costs import LAYOUTS, Batching, Costs
+from forward_ofa_cli.capacity.costs import LAYOUTS, Batching, Costs, Downloads, Tls
 from tests.support.redis_server import RedisServer
 
 COMMAND = "python -m benchmarks.capacity"
@@ -141,7 +141,7 @@ class Measurement:
         self._points += points
         self._batches += batches
 
-    def _front(self) -> tuple[extras.Tls, extras.Downloads, float]:
+    def _front(self) -> tuple[Tls, Downloads, float]:
         ca, (certificate, key) = extras.certificate(self._folder / "tls")
         secure = ["--tls-cert", str(certificate), "--tls-key", str(key)]
         calls = self._effort.calls
@@ -198,8 +198,8 @@ def origin(effort: Effort) -> dict[str, str]:
 def as_toml(costs: Costs) -> str:
     """The file, as `read_costs` reads it."""
     lines = [
-        "# What `forward-ofa plan` computes with. Written by the command below; CPU in milliseconds",
-        "# of one core, memory in bytes. What each name means: costs.py beside this file.",
+        "# What `forward-ofa plan` computes with. Written by the command below; CPU in",
+        "# milliseconds of one core, memory in bytes. Names: costs.py beside this file.",
         "",
         *_table("origin", costs.origin),
         *_table("residual", costs.residual),

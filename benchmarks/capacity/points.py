@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -79,21 +79,21 @@ def measure_points(
     chain: Chain, asked: Sequence[Question], loader: Loader, *, rounds: int, seconds: float,
     say: Callable[[str], None],
 ) -> Iterator[Point]:  # fmt: skip
-    """Medians over the rounds, in which all questions take turns. Raises LoadError."""
+    """The cheapest round of each question; they take turns. Raises LoadError, RuntimeError."""
     jobs = {}
     for question in asked:
         ask = Ask(question.encoding, held=not question.whole)
-        workload = _workload(chain.version, question)
-        job = _again(lambda w=workload, a=ask: chain.job(w, a, loader), say)
+        load = workload(chain.version, question)
+        job = _again(partial(chain.job, load, ask, loader), say)
         jobs[question] = replace(job, clients=question.clients, seconds=seconds, warmup=0.3)
     found: dict[Question, list[tuple[dict[str, float], float, float]]] = {q: [] for q in asked}
     for number in range(rounds):
         say(f"{chain.layout}: round {number + 1} of {rounds}")
         for question, job in jobs.items():
-            found[question].append(_again(lambda j=job: _once(chain, j, loader), say))
+            found[question].append(_again(partial(_once, chain, job, loader), say))
     for question, rows in found.items():
-        cpu = {kind: statistics.median(row[0][kind] for row in rows) for kind in chain.pids}
-        rps, batch = (statistics.median(row[place] for row in rows) for place in (1, 2))
+        # What else a machine does adds to CPU time (cold caches), it never takes from it.
+        cpu, rps, batch = min(rows, key=lambda row: sum(row[0].values()))
         yield Point(chain.layout, question, question.work(chain.version), cpu, rps, batch)
 
 
@@ -127,7 +127,7 @@ def _once(chain: Chain, job: Any, loader: Loader) -> tuple[dict[str, float], flo
     return cpu, float(result["rps"]), rows / products
 
 
-def _workload(version: BenchVersion, question: Question) -> Workload:
+def workload(version: BenchVersion, question: Question) -> Workload:
     rng, config = np.random.default_rng(7), version.config
     rows = rng.uniform(-1, 1, (DISTINCT, config.hidden)).astype("<f4")
     path = pack_path(question.path(config.blocks))
@@ -135,7 +135,7 @@ def _workload(version: BenchVersion, question: Question) -> Workload:
 
 
 def fit_kinds(points: Sequence[Point]) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """(kind -> feature -> milliseconds, kind -> largest deviation of a point as a share)."""
+    """(kind -> feature -> milliseconds, kind -> deviation of the points as a share)."""
     cpu, residual = {}, {}
     for kind, names in FEATURES.items():
         mine = [point for point in points if kind in point.cpu]
@@ -144,7 +144,7 @@ def fit_kinds(points: Sequence[Point]) -> tuple[dict[str, dict[str, float]], dic
         found = fit(np.array(rows), np.array(times))
         cpu[kind] = dict(zip(names, found, strict=True))
         off = np.abs(np.array(rows) @ np.array(found) - times) / times
-        residual[kind] = float(off.max())
+        residual[kind] = float(np.sqrt(np.mean(off**2)))
     return cpu, residual
 
 

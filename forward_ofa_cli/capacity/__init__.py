@@ -1,1 +1,1 @@
-"""What a fleet of devices needs of the cloud: the arithmetic of `forward-ofa plan`, without torch."""
+"""What a fleet of devices needs of the cloud: arithmetic for `forward-ofa plan`, no torch."""

@@ -138,8 +138,8 @@ class Batching:
 @dataclass(frozen=True)
 class Costs:
     """A file of measured figures. cpu: kind -> feature -> milliseconds. origin: machine, date,
-    commit, command, for people. residual: largest deviation of a measured point from the fit,
-    as a share, by kind."""
+    commit, command, for people. residual: deviation of the measured points from the fit, root
+    of the mean square, as a share, by kind."""
 
     cpu: Mapping[str, Mapping[str, float]]
     memory: Mapping[str, Memory]
@@ -155,7 +155,7 @@ class Costs:
 
     def request_ms(self, kind: str, work: Work) -> float:
         """CPU milliseconds of one kind of process for one request."""
-        return sum(value * getattr(work, name) for name, value in self.cpu[kind].items())
+        return sum(value * float(getattr(work, name)) for name, value in self.cpu[kind].items())
 
 
 ORIGIN = ("cpu", "cores", "system", "python", "time", "revision", "command", "load")

@@ -18,11 +18,34 @@ class DemandError(ValueError):
     """An input that makes no sense; the text names the option and what it may be."""
 
 
-def _field(default: Any, why: str) -> Any:
-    """A field of Demand and why its default is what it is, which every plan prints."""
-    from dataclasses import field
-
-    return field(default=default, metadata={"why": why})
+WHY = {
+    "devices": "",
+    "sessions_per_day": "assumed; app statistics give 1 to 2 for shops, 6 to 10 for social media",
+    "requests_per_session": "assumed: one at the start, one shift of interest",
+    "rankings_per_session": "assumed; for the comparison alone: on a device they are free",
+    "peak_to_mean": "assumed for one region; 1.6 to 1.7 is typical of a worldwide service "
+    "(robustperception.io, Do you know your peak to mean ratio)",
+    "encoding": "the SDK's default",
+    "kept_blocks": "None: all; give your version's mean",
+    "candidates": "the services' default",
+    "new_items": "assumed; 0.07 to 0.18 on MovieLens-100K (experiments/LOG.md)",
+    "session_minutes": "assumed; app statistics: 5 to 20",
+    "session_ttl": "the services' default, seconds",
+    "updates_per_day": "assumed: a new version every five days, which every device takes",
+    "more_shards": "assumed; none where the catalogue is one shard",
+    "versions": "stable with canary, or with the one before it",
+    "examples": "assumed: a sample of the log",
+    "epochs": "assumed",
+    "layout": "as deploy/ has it; joined and one need fewer cores",
+    "tls": "ended by our processes, one connection a session",
+    "utilisation": "chosen; docs/capacity.md has the waiting times that it gives",
+    "processes": "of a pod; a Python process uses about one core",
+    "zones": "of a region",
+    "regions": "devices and peaks are spread evenly over them",
+    "spare": "the others carry the peak when one is lost",
+    "redis_gb": "common advice for one node; Google's largest has 46 (Memorystore)",
+}
+"""Why each default of Demand is what it is; every plan prints it."""
 
 
 @dataclass(frozen=True)
@@ -34,43 +57,34 @@ class Demand:
     kept_blocks: mean. peak_to_mean: busiest minutes of a region against its day's mean.
     session_minutes: from a session's first to its last request. session_ttl: seconds.
     updates_per_day: versions that a device moves to. more_shards: item shards that a device
-    fetches beside the most popular items. versions: in memory at once. examples, epochs: training of a
-    version. utilisation: of a pod's cores at the peak. redis_gb: of one node.
+    fetches beside the most popular items. versions: in memory at once. examples, epochs:
+    training of a version. utilisation: of a pod's cores at the peak. redis_gb: of one node.
     """
 
     devices: int
-    sessions_per_day: float = _field(8.0, "assumed; app statistics give 1 to 2 for shops, 6 to 10 "
-        "for social media")  # fmt: skip
-    requests_per_session: float = _field(2.0, "assumed: one at the start, one shift of interest")
-    rankings_per_session: float = _field(20.0, "assumed; only compared with: on the device they "
-        "cost the cloud nothing")  # fmt: skip
-    peak_to_mean: float = _field(2.0, "assumed for one region; 1.6 to 1.7 is typical of a worldwide "
-        "service (robustperception.io, Do you know your peak to mean ratio)")  # fmt: skip
-    encoding: Encoding = _field("float16", "the SDK's default")
-    kept_blocks: float | None = _field(None, "all; give your version's mean")
-    candidates: int = _field(200, "the services' default")
-    new_items: float = _field(0.25, "assumed; 0.07 to 0.18 on MovieLens-100K (experiments/LOG.md)")
-    session_minutes: float = _field(10.0, "assumed; app statistics: 5 to 20")
-    session_ttl: float = _field(1_800.0, "the services' default, seconds")
-    updates_per_day: float = _field(0.2, "assumed: a new version every five days, every device "
-        "takes it")  # fmt: skip
-    more_shards: float = _field(1.0, "assumed; none where the catalogue is one shard")
-    versions: int = _field(2, "stable with canary, or with the one before it")
-    examples: float = _field(10e6, "assumed: a sample of the log")
-    epochs: float = _field(5.0, "assumed")
-    layout: str = _field("split", "as deploy/ does; joined or one need fewer cores")
-    tls: bool = _field(
-        True, "the default off loopback; ended by our processes, a connection a session"
-    )
-    utilisation: float = _field(
-        0.6, "chosen; the simulation in docs/capacity.md shows waiting times"
-    )
-    processes: int = _field(1, "a pod has one process; a Python process uses about one core")
-    zones: int = _field(3, "of a region")
-    regions: int = _field(1, "devices and peaks spread evenly over them")
-    spare: Spare = _field("zone", "the rest carries the peak when one is lost")
-    redis_gb: float = _field(25.0, "common advice for one node, and 46 GB in Google's largest "
-        "(Memorystore node specification)")  # fmt: skip
+    sessions_per_day: float = 8.0
+    requests_per_session: float = 2.0
+    rankings_per_session: float = 20.0
+    peak_to_mean: float = 2.0
+    encoding: Encoding = "float16"
+    kept_blocks: float | None = None
+    candidates: int = 200
+    new_items: float = 0.25
+    session_minutes: float = 10.0
+    session_ttl: float = 1_800.0
+    updates_per_day: float = 0.2
+    more_shards: float = 1.0
+    versions: int = 2
+    examples: float = 10e6
+    epochs: float = 5.0
+    layout: str = "split"
+    tls: bool = True
+    utilisation: float = 0.6
+    processes: int = 1
+    zones: int = 3
+    regions: int = 1
+    spare: Spare = "zone"
+    redis_gb: float = 25.0
 
     def __post_init__(self) -> None:
         self._at_least("devices", 1)
@@ -97,8 +111,8 @@ class Demand:
         for name, several in (("zone", self.zones), ("region", self.regions)):
             if self.spare == name and several < 2:
                 raise DemandError(
-                    f"--spare {name} needs --{name}s of at least 2: who carries the load of the one "
-                    "that is lost? Or --spare none"
+                    f"--spare {name} needs --{name}s of at least 2: another one has to carry the "
+                    "load of the one that is lost. Or use --spare none"
                 )
 
     def _at_least(self, name: str, least: float) -> None:
@@ -120,13 +134,13 @@ class Demand:
         return self.sessions_per_second * self.requests_per_session
 
     def assumptions(self) -> list[dict[str, Any]]:
-        """Every input, its value, whether it was given or is the default, and why that is so."""
+        """Every input, its value, whether it differs from the default, and why that is so."""
         return [
             {
                 "name": each.name,
                 "value": getattr(self, each.name),
-                "given": getattr(self, each.name) != each.default,
-                "why": each.metadata.get("why", "given"),
+                "changed": getattr(self, each.name) != each.default,
+                "why": WHY[each.name],
             }
             for each in fields(self)
         ]

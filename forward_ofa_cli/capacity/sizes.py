@@ -39,8 +39,8 @@ ENCODINGS: dict[Encoding, types.Encoding.ValueType] = {
 }
 
 # What carries a message. IPv4 20, TCP 20, timestamps 12, for each 1,448 bytes; a TLS 1.3 record of
-# at most 16 KiB has 22 more; an HTTP/2 frame of at most 16 KiB has 9; gRPC has 5 a message, and some
-# 60 of compressed header fields and trailers once a connection is warm.
+# at most 16 KiB has 22 more; an HTTP/2 frame of at most 16 KiB has 9; gRPC has 5 a message, and
+# some 60 of compressed header fields and trailers once a connection is warm.
 _SEGMENT, _SEGMENT_HEADER = 1448, 52
 _RECORD, _RECORD_HEADER, _FRAME_HEADER = 16_384, 22, 9
 _CALL_BYTES = 65
