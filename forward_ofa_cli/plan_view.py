@@ -145,7 +145,8 @@ def _rest(plan: Plan) -> list[str]:
         f"{redis.most_devices:,.0f} devices.",
         f"[bold]A version[/]: {releases.bundle / 1e6:,.2f} MB to a device, "
         f"{releases.downloads:,.1f} downloads/s; pods read {releases.pulled / 1e9:,.2f} GB of the "
-        f"registry, {releases.pull_gbit:,.2f} Gbit/s if all do within a minute; training "
+        f"registry, {releases.pull_gbit:,.2f} Gbit/s if all do within a minute, and poll it "
+        f"{releases.polls:,.0f} times a second; training "
         f"{releases.training_core_hours:,.0f} core-hours, {releases.training_cores:,.2f} cores on "
         "average.",
     ]

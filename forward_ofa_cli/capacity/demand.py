@@ -26,7 +26,7 @@ WHY = {
     "peak_to_mean": "assumed for one region; 1.6 to 1.7 is typical of a worldwide service "
     "(robustperception.io, Do you know your peak to mean ratio)",
     "encoding": "the SDK's default",
-    "kept_blocks": "None: all; give your version's mean",
+    "kept_blocks": "all of them if none is named; give your version's mean",
     "candidates": "the services' default",
     "new_items": "assumed; 0.07 to 0.18 on MovieLens-100K (experiments/LOG.md)",
     "session_minutes": "assumed; app statistics: 5 to 20",

@@ -19,6 +19,7 @@ REDIS_FILL = 0.75
 """Of a node's memory: the rest is for fragmentation, buffers and replication."""
 _LEAST_PODS = 2
 _REGISTRY_MINUTE = 60.0
+_LABELS = 2
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,14 @@ class Redis:
 class Releases:
     """A version's way to devices and pods. downloads: devices a second, mean. bundle: bytes of one
     device. pulled: bytes that all pods read of a version. pull_gbit: if they do in one minute.
-    training_cores: busy on average."""
+    polls: reads of labels a second, each process reads each once a second. training_cores: busy
+    on average."""
 
     downloads: float
     bundle: float
     pulled: float
     pull_gbit: float
+    polls: float
     training_core_hours: float
     training_cores: float
 
@@ -324,6 +327,7 @@ def _releases(
         bundle=bundle,
         pulled=float(pulled),
         pull_gbit=pulled * 8 / 1e9 / _REGISTRY_MINUTE,
+        polls=float(sum(each.pods for each in pods) * demand.processes * _LABELS),
         training_core_hours=hours,
         training_cores=hours * demand.updates_per_day / 24,
     )

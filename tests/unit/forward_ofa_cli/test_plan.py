@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -237,8 +238,6 @@ def test_the_packages_costs_are_whole() -> None:
     ],
 )
 def test_a_damaged_file_of_costs_is_refused_by_name(tmp_path, change, text) -> None:
-    from pathlib import Path
-
     import forward_ofa_cli.capacity.costs as module
 
     own = Path(module.__file__).with_name("costs.toml").read_text()
