@@ -27,8 +27,8 @@ from benchmarks.capacity.chain import Chain, cpu_seconds, start_chain
 from benchmarks.capacity.points import Question, workload
 from benchmarks.capacity.simulation import (
     Outcome,
-    Stage,
     System,
+    one_core,
     simulate_closed,
     simulate_open,
 )
@@ -39,7 +39,7 @@ from benchmarks.serving.procs import end_on_term
 from benchmarks.serving.servers import Servers
 from benchmarks.serving.systems import Ask
 from benchmarks.serving.version import make_version
-from forward_ofa_cli.capacity.costs import LAYOUTS, Batching, Costs, read_costs
+from forward_ofa_cli.capacity.costs import LAYOUTS, Costs, read_costs
 from tests.support.redis_server import RedisServer
 
 CLIENTS = 4
@@ -74,6 +74,9 @@ def small_case(
     client_ms = closed["client_cpu_ms"]
     system = predicted_system(chain, costs, question, client_ms)
     say(f"the load generator takes {client_ms:.2f} ms of the core for each reply")
+    # A closed loop takes all that the core has left: strangers have the rest.
+    system = replace(system, share=min(1.0, closed["server_cores"] + closed["client_cores"]))
+    say(f"{system.share:.0%} of the core was ours; the rest is given to strangers")
     rows = [_row("closed loop", 0.0, closed, simulate_closed(system, CLIENTS, max(10, seconds)))]
     capacity = rows[0].predicted["rps"]
     for load in LOADS:
@@ -91,14 +94,7 @@ def predicted_system(chain: Chain, costs: Costs, question: Question, client_ms: 
     kinds = LAYOUTS[chain.layout]
     ms = {kind: costs.request_ms(kind, work) for kind in kinds}
     ms[kinds[0]] += costs.request_ms("redis", work)
-    # The measured batches are those of six blocks in float16; scaled to what the fit says.
-    batching = None
-    if kinds[-1] == "mapper":
-        alone = costs.batching.start + costs.batching.each
-        scale = ms["mapper"] / alone if alone else 0.0
-        batching = Batching(costs.batching.start * scale, costs.batching.each * scale)
-    stages = tuple(Stage(kind, ms[kind], (0,)) for kind in kinds)
-    return System(stages, batching, client_ms=client_ms, client_core=0)
+    return replace(one_core(costs, ms), client_ms=client_ms, client_core=0)
 
 
 def _row(name: str, offered: float, measured: dict[str, Any], predicted: Outcome) -> Row:
@@ -112,12 +108,14 @@ def _row(name: str, offered: float, measured: dict[str, Any], predicted: Outcome
             "p50": last["latency_ms"]["p50"],
             "p99": last["latency_ms"]["p99"],
             "busy": measured["server_cores"],
+            "cpu_ms": measured["server_cpu_ms"],
         },
         {
             "rps": predicted.rps,
             "p50": predicted.p50,
             "p99": predicted.p99,
             "busy": services,
+            "cpu_ms": services / predicted.rps * 1e3,
         },
     )
 
@@ -188,11 +186,17 @@ def _together(chain: Chain, loaders: list[Loader], jobs: list[Job]) -> dict[str,
 def case_table(rows: list[Row]) -> Table:
     """Measured / predicted (error)."""
     table = Table(title="measured / predicted (error)", title_justify="left")
-    for name in ("load", "requests/s", "p50 ms", "p99 ms", "services' cores in use"):
+    for name in ("load", "requests/s", "p50 ms", "p99 ms", "cores in use", "CPU-ms a request"):
         table.add_column(name, justify="left" if name == "load" else "right")
     for row in rows:
         shown = []
-        for name, form in (("rps", ".0f"), ("p50", ".1f"), ("p99", ".1f"), ("busy", ".2f")):
+        for name, form in (
+            ("rps", ".0f"),
+            ("p50", ".1f"),
+            ("p99", ".1f"),
+            ("busy", ".2f"),
+            ("cpu_ms", ".1f"),
+        ):
             measured, predicted = row.measured[name], row.predicted[name]
             shown.append(f"{measured:{form}} / {predicted:{form}} ({row.errors()[name]:+.0%})")
         table.add_row(row.name, *shown)

@@ -4,8 +4,8 @@
 
 simulates a day of that plan hour by hour, then its peak with a zone lost. Each process handles
 one thing at a time (Python's lock), in the order of arrival, on a core that it may share; a mapper
-takes everything that waits into one product, up to 32; calls are spread by turns; a front refuses
-what is beyond its limit of calls at once. Service times come from the measured costs. Not in
+takes everything that waits into one product, up to 32; devices meet fronts by chance, and each front
+asks those behind it by turns; a front refuses what is beyond its limit of calls at once. Service times come from the measured costs. Not in
 it: the network's time, garbage collection, an adaptive limit, requests of several
 versions, losses.
 """
@@ -17,7 +17,7 @@ import itertools
 import math
 import random
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import simpy
 from rich.console import Console
 from rich.table import Table
 
-from forward_ofa_cli.capacity.costs import LAYOUTS, Batching, Costs, read_costs
+from forward_ofa_cli.capacity.costs import LAYOUTS, Batching, Costs, Work, read_costs
 from forward_ofa_cli.capacity.demand import Demand
 from forward_ofa_cli.capacity.planning import Plan, make_plan
 from forward_ofa_cli.capacity.sizes import Shape
@@ -54,7 +54,8 @@ class System:
     takes requests one by one. limit: calls at once in a replica of the first. client_ms: of whoever
     asks, on the core `client_core`; None: it costs nothing. variation: standard
     deviation of a service time by its mean, 1 is exponential. quantum: milliseconds that a
-    process keeps a core while others want it."""
+    process keeps a core while others want it. share: of a core that is ours, where strangers
+    take the rest."""
 
     stages: tuple[Stage, ...]
     batching: Batching | None = None
@@ -63,6 +64,7 @@ class System:
     client_core: int | None = None
     variation: float = 0.0
     quantum: float = 1.0
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class _Replica:
         self.waiting: deque[simpy.Event] = deque()
         self.bell: simpy.Event | None = None
         self.calls = 0
+        self.behind: Iterator[_Replica] = iter(())
 
     def work(self, ms: float) -> _Process:
         with self.lock.request() as turn:
@@ -131,7 +134,11 @@ class _World:
         self.tiers = [
             [_Replica(self, stage.kind, core) for core in stage.cores] for stage in system.stages
         ]
-        self.turns = [itertools.cycle(tier) for tier in self.tiers]
+        for tier, behind in itertools.pairwise(self.tiers):
+            for replica in tier:
+                # A client's turns begin anywhere, or all would ask the same one at once.
+                start = self.rng.randrange(len(behind))
+                replica.behind = itertools.cycle(behind[start:] + behind[:start])
         self.client = _Replica(self, "client", system.client_core or 0)
         if system.batching is not None:
             for replica in self.tiers[-1]:
@@ -150,12 +157,12 @@ class _World:
             part = min(ms, self.system.quantum)
             with self.cores[core].request() as turn:
                 yield turn
-                yield self.env.timeout(part)
+                yield self.env.timeout(part / self.system.share)
             self.busy[kind] += part
             ms -= part
 
     def request(self, due: float) -> _Process:
-        front = next(self.turns[0])
+        front = self.rng.choice(self.tiers[0])
         if front.calls >= self.system.limit:
             self.refused.append(due)
             return
@@ -175,7 +182,7 @@ class _World:
                 yield from replica.work(stage.ms)
             return
         yield from replica.work(stage.ms * _BEFORE)
-        yield from self._hop(place + 1, next(self.turns[place + 1]))
+        yield from self._hop(place + 1, next(replica.behind))
         yield from replica.work(stage.ms * (1 - _BEFORE))
 
     def arrivals(self, rate: float, requests: int) -> _Process:
@@ -261,6 +268,28 @@ def hourly_rate(demand: Demand, hour: float) -> float:
     return demand.requests_per_second * max(0.1, 1 + swing * wave)
 
 
+def one_core(costs: Costs, ms: dict[str, float]) -> System:
+    """One replica of each of three services, all on one core. ms: by kind, of a lone request."""
+    stages = tuple(Stage(kind, ms[kind], (0,)) for kind in LAYOUTS["split"])
+    return System(stages, _scaled(costs, ms["mapper"]))
+
+
+def _closed_table(costs: Costs, clients: Sequence[int]) -> Table:
+    """SASRec, six blocks in float16, the list held: the case of docs/benchmarks.md."""
+    shape = Shape.of(BackboneConfig(), 3_416, 8)
+    work = Work(shape.artefact(6, "float16") / 1e6, 0.0, shape.weights / 1e6, 0.0)
+    system = one_core(costs, {kind: costs.request_ms(kind, work) for kind in LAYOUTS["split"]})
+    table = Table("clients", "requests/s", "p50 ms", "CPU-ms a request", "batch")
+    for count in clients:
+        outcome = simulate_closed(system, count, 30)
+        busy = sum(outcome.busy.values()) / outcome.rps * 1e3
+        table.add_row(
+            str(count), f"{outcome.rps:.0f}", f"{outcome.p50:.1f}", f"{busy:.2f}",
+            f"{outcome.batch:.1f}",
+        )  # fmt: skip
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.capacity.simulation",
@@ -273,11 +302,15 @@ def main() -> None:
     add("--utilisation", type=float, default=Demand(1).utilisation)
     add("--costs", type=Path)
     add("--requests", type=int, default=8_000, help="of each hour")
+    add("--closed", help="comma list: so many clients of one replica of each on one core, instead")
     found = parser.parse_args()
     costs = read_costs(found.costs)
+    console = Console(width=120)
+    if found.closed:
+        console.print(_closed_table(costs, [int(each) for each in found.closed.split(",")]))
+        return
     demand = Demand(found.devices, layout=found.layout, utilisation=found.utilisation)
     plan = make_plan(demand, Shape.of(BackboneConfig(), 100_000, 10), costs)
-    console = Console(width=120)
     counts = ", ".join(f"{each.pods} {each.kind}" for each in plan.pods)
     console.print(f"{found.devices:,} devices, {counts}")
     table = Table("hour", "requests/s", "busy", "p50 ms", "p99 ms", "refused", "batch")
