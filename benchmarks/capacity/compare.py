@@ -44,6 +44,7 @@ from tests.support.redis_server import RedisServer
 
 CLIENTS = 4
 LOADS = (0.3, 0.6, 0.8)
+_SHOWN = {"rps": ".0f", "p50": ".1f", "p99": ".1f", "busy": ".2f", "cpu_ms": ".1f"}
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@
 
 simulates a day of that plan hour by hour, then its peak with a zone lost. Each process handles
 one thing at a time (Python's lock), in the order of arrival, on a core that it may share; a mapper
-takes everything that waits into one product, up to 32; devices meet fronts by chance, and each front
-asks those behind it by turns; a front refuses what is beyond its limit of calls at once. Service times come from the measured costs. Not in
-it: the network's time, garbage collection, an adaptive limit, requests of several
-versions, losses.
+takes everything that waits into one product, up to 32; devices meet fronts by chance, and each
+front asks those behind it by turns; a front refuses what is beyond its limit of calls at once.
+Service times come from the measured costs. Not in it: the network's time, garbage collection,
+an adaptive limit, requests of several versions, losses.
 """
 
 from __future__ import annotations
