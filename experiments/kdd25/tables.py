@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from experiments.kdd25 import paper
 from experiments.kdd25.datasets import ALL
 from experiments.kdd25.markdown import Footnotes, bullets, folded, table
-from experiments.kdd25.recipes import Part, Row
+from experiments.kdd25.recipes import PAPER, Part, Row
 from experiments.kdd25.summary import Results, agreement, order
 from forward_ofa.cost import cloud_modules_cost, device_modules_cost, network_cost
 from forward_ofa_device.backbones.contract import BackboneConfig
@@ -19,8 +19,15 @@ TITLES = {
     "table3": "Table 3: structural parameters",
     "table4": "Table 4: baselines on small networks",
     "table7": "Table 7: a network searched for each device (LitePred)",
+    "variants": "Variants of the default recipe (not the paper's)",
 }
 _HEADERS = {"ndcg": "NDCG@10", "hit": "Hit@10", "mflops": "MFLOPs", "mbit": "Mbit"}
+
+
+def title_of(part: Part) -> str:
+    """Data set and backbone, and the recipe of training if it is not the paper's."""
+    named = f"{ALL[part.dataset].title}, {BACKBONE_TITLES[part.backbone]}"
+    return named if part.recipe == PAPER else f"{named}, {part.recipe} recipe"
 
 
 def quality_table(name: str, parts: Sequence[Part], results: Results) -> list[str]:
@@ -28,7 +35,7 @@ def quality_table(name: str, parts: Sequence[Part], results: Results) -> list[st
     lines = [f"## {TITLES[name]}", "", *bullets(paper.notes(name))]
     footnotes = Footnotes()
     for part in parts:
-        title = f"{ALL[part.dataset].title}, {BACKBONE_TITLES[part.backbone]}"
+        title = title_of(part)
         body = [*_part(part, results, footnotes), *_order_line(part, results)]
         if results.any(part):
             lines += [f"### {title}", "", *body]
@@ -148,7 +155,7 @@ def time_table(parts: Sequence[Part], results: Results) -> list[str]:
     for part in parts:
         theirs = paper.adaptation_seconds(part.backbone)
         found = results.of(part.rows[0].cell)
-        title = f"{ALL[part.dataset].title}, {BACKBONE_TITLES[part.backbone]}"
+        title = title_of(part)
         rows.append([f"{title}: paper", *(f"{theirs[k]:.4f}" for k in theirs), ""])
         if not found:
             rows.append([f"{title}: ours", *["not run"] * 3, ""])
