@@ -83,18 +83,23 @@ def _seeds(row: Row, results: Results) -> str:
 
 
 def _order_line(part: Part, results: Results) -> list[str]:
-    """Systems from best to worst by NDCG, ours and the paper's, where three or more were run."""
+    """Systems from best to worst by NDCG, ours and the paper's, where three or more were run.
+
+    A data set that the paper does not have is compared with the paper's that is most like it.
+    """
+    like = ALL[part.dataset].like
+    named = "the paper's" if part.dataset == like else f"the paper's on {ALL[like].title}"
     ours, theirs = {}, {}
     for row in part.rows:
         mean = results.mean(row.cell, "ndcg")
-        printed = paper.figure(part.table, part.backbone, part.dataset, row.key, "ndcg")
+        printed = paper.figure(part.table, part.backbone, like, row.key, "ndcg")
         if mean is not None and printed is not None:
             ours[row.title], theirs[row.title] = mean.value, printed.value
     if len(ours) < 3:
         return []
     same, total = agreement(ours, theirs)
     return [
-        f"Order by NDCG@10, ours: {' > '.join(order(list(ours.items())))}; the paper's: "
+        f"Order by NDCG@10, ours: {' > '.join(order(list(ours.items())))}; {named}: "
         f"{' > '.join(order(list(theirs.items())))}. {same} of {total} pairs in the same order.",
         "",
     ]

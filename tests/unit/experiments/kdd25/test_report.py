@@ -85,6 +85,10 @@ def test_the_order_of_systems_is_compared_with_the_papers(tmp_path):
     text = rendered(tmp_path, [part], Results(found))
     assert "ours: +mapper > +controller > DeviceRec; the paper's: +mapper > DeviceRec" in text
     assert "2 of 3 pairs" in text
+    part = table2("ml-100k", "sasrec")  # not the paper's: compared with MovieLens-1M's order
+    found = records(*(record(r.cell, v) for r, v in zip(part.rows, values, strict=True)))
+    text = rendered(tmp_path, [part], Results(found))
+    assert "the paper's on MovieLens-1M: +mapper > DeviceRec > +controller. 2 of 3 pairs" in text
     assert agreement({"a": 1, "b": 2, "c": 2}, {"a": 1, "b": 3, "c": 4}) == (2, 2)
 
 
