@@ -1,6 +1,7 @@
 """One recipe for every table and figure: which cells it needs, how long they take, what to expect.
 
-Times are estimates for one seed on MovieLens-1M and two CPU cores, from the time of a step;
+Times are estimates for one seed on MovieLens-1M, two CPU cores and the recipe "paper", from the
+time of a step; with "default" on MovieLens-100K a cell takes one core 1 to 5 minutes;
 `make paper ARGS=--list` estimates for what is asked and knows the cells that were run. The figures
 to expect are the paper's. Each takes the recipe of training, which all its cells have: "paper"
 (T = 5, a fresh network for every prediction, nothing trained before) or "default".
