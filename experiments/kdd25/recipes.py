@@ -49,6 +49,8 @@ VARIANTS: tuple[tuple[str, str, tuple[Override, ...]], ...] = (
     ("8 epochs", "device-rec", (("device_rec.epochs", 8),)),
     ("8 basis networks", "forward-ofa", (("bases", 8),)),
     ("extractors read 200 items", "forward-ofa", (("extractor_history", 200),)),
+    ("no drawn budgets", "forward-ofa", (("cut_probability", 0.0),)),
+    ("lambda 0.003", "forward-ofa", (("compact_weight", 0.003),)),
 )
 """What `variants` shows beside the default recipe: title, system, overrides."""
 
