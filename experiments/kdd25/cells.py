@@ -16,6 +16,10 @@ from experiments.kdd25.datasets import ALL
 
 OPTION = "options."
 """What the names of a system's own options begin with among a cell's overrides."""
+STAGES = ("foundation", "device_rec", "training")
+"""What of RunConfig says how a stage is trained; "STAGE.FIELD" is a field of its TrainingConfig."""
+EARLIER_STAGES = ("foundation.", "device_rec.")
+"""Those that other systems of the same settings share."""
 Override = tuple[str, float | int | str | bool]
 
 
@@ -28,8 +32,8 @@ class Cell:
     look: "" trains the system; else what is done with the trained one: "random", "first", "last"
     (other blocks of the same number, Table 3), "case" (Figure 6), "time" (Table 8).
     epochs: instead of the recipe's; None: the recipe's.
-    overrides: fields of MethodConfig, or `OPTION` and a field of the system's own options, that
-        differ from the recipe; sorted by name.
+    overrides: what differs from the recipe, sorted by name: fields of MethodConfig, "STAGE.FIELD"
+        of one of `STAGES`, or `OPTION` and a field of the system's own options.
     """
 
     dataset: str

@@ -12,7 +12,7 @@ from typing import Any
 from experiments.kdd25 import machine
 from experiments.kdd25.adaptation import adaptation_times
 from experiments.kdd25.case import case_study
-from experiments.kdd25.cells import OPTION, Cell
+from experiments.kdd25.cells import OPTION, STAGES, Cell
 from experiments.kdd25.datasets import ALL, Places
 from experiments.kdd25.recipes import finetuned, requirements
 from experiments.kdd25.results import Record, read_index
@@ -123,30 +123,35 @@ def configure(cell: Cell, interactions: int, quick: bool = False) -> RunConfig:
     Raises ValueError for a system, recipe or setting that does not exist.
     """
     config = recipe(cell.recipe, cell.backbone, interactions, cell.system)
-    given = {name: value for name, value in cell.overrides if not name.startswith(OPTION)}
-    own: dict[str, Any] = {
-        n.removeprefix(OPTION): v for n, v in cell.overrides if n.startswith(OPTION)
-    }
+    given: dict[str, Any] = dict(cell.overrides)
+    own = _taken(given, OPTION)
     if quick:
         own |= _QUICK_OPTIONS.get(cell.system, {})
-    backbone = replace(config.method.backbone, blocks=cell.blocks)
-    fields: dict[str, Any] = {**given, "backbone": backbone}
-    method = replace(config.method, **fields)
+    stages = {name: _taken(given, f"{name}.") for name in STAGES}
+    given["backbone"] = replace(config.method.backbone, blocks=cell.blocks)
+    method = replace(config.method, **given)
 
-    def budget(training: TrainingConfig) -> TrainingConfig:
-        training = replace(training, seed=cell.seed)
-        if cell.epochs is not None:
-            training = replace(training, epochs=cell.epochs)
-        return replace(training, epochs=1) if quick else training
+    def budget(stage: str, training: TrainingConfig) -> TrainingConfig:
+        changed = {} if cell.epochs is None else {"epochs": cell.epochs}
+        changed = {**changed, **stages[stage], "seed": cell.seed}
+        return replace(training, **(changed | {"epochs": 1} if quick else changed))
 
     foundation = config.foundation
     if foundation is not None:
-        foundation = replace(foundation, training=budget(foundation.training))
+        training = budget("foundation", foundation.training)
+        foundation = replace(foundation, training=training)
     return replace(
-        config, method=method, foundation=foundation, training=budget(config.training),
-        device_rec=budget(config.device_rec), compare=True,
+        config, method=method, foundation=foundation,
+        training=budget("training", config.training),
+        device_rec=budget("device_rec", config.device_rec), compare=True,
         options=options_of(system_named(cell.system), own) if own else config.options,
     )  # fmt: skip
+
+
+def _taken(given: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Takes what begins with the prefix out of `given`; without the prefix."""
+    names = [name for name in given if name.startswith(prefix)]
+    return {name.removeprefix(prefix): given.pop(name) for name in names}
 
 
 def _stage(records: list[dict[str, Any]]) -> dict[str, Any]:

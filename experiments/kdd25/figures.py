@@ -13,18 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.kdd25 import paper
-from experiments.kdd25.datasets import ALL
 from experiments.kdd25.markdown import bullets, table
 from experiments.kdd25.recipes import Part
 from experiments.kdd25.summary import Results
-from experiments.kdd25.tables import BACKBONE_TITLES
+from experiments.kdd25.tables import title_of
 from experiments.kdd25.transmission import update_bytes, update_milliseconds
 
 _OURS, _OTHER, _PALE = "#1b6ca8", "#c8553d", "#b8c4cc"
-
-
-def title_of(part: Part) -> str:
-    return f"{ALL[part.dataset].title}, {BACKBONE_TITLES[part.backbone]}"
 
 
 def usage_figure(parts: Sequence[Part], results: Results, folder: Path) -> list[str]:
@@ -37,7 +32,7 @@ def usage_figure(parts: Sequence[Part], results: Results, folder: Path) -> list[
             continue
         usage = np.mean([record.figures["block_usage"] for record in found], axis=0)
         counts = np.mean([record.figures["kept_blocks_histogram"] for record in found], axis=0)
-        path = folder / f"figure4-{part.dataset}-{part.backbone}.png"
+        path = folder / f"figure4-{part.slug}.png"
         with _drawing(path, (8, 2.9), 1, 2) as (left, right):
             blocks = np.arange(1, len(usage) + 1)
             _bars(left, blocks, 100 * usage, "block", "users who keep it, %")
@@ -61,7 +56,7 @@ def sweep_figure(parts: Sequence[Part], results: Results, folder: Path) -> list[
         lines += [f"### {title_of(part)}", ""]
         ran = [row for row in part.rows if results.of(row.cell)]
         if len(ran) > 1:
-            path = folder / f"figure5-{part.dataset}-{part.backbone}.png"
+            path = folder / f"figure5-{part.slug}.png"
             with _drawing(path, (8, 4.6), 2, 2) as axes:
                 for axis, (column, label) in zip(axes, columns.items(), strict=True):
                     means = [results.mean(row.cell, column) for row in ran]
@@ -85,7 +80,7 @@ def case_figure(parts: Sequence[Part], results: Results, folder: Path) -> list[s
             lines += [f"{title_of(part)}: not run.", ""]
             continue
         case = found[0].figures["case"]
-        path = folder / f"figure6-{part.dataset}-{part.backbone}.png"
+        path = folder / f"figure6-{part.slug}.png"
         with _drawing(path, (6, 2.2), 1, 1) as (axis,):
             _paths(axis, case["users"])
             axis.set_title(f"Blocks of four users' networks: {title_of(part)}", fontsize=10)
@@ -132,7 +127,7 @@ def transmission_figure(parts: Sequence[Part], results: Results, folder: Path) -
         rows, bars = _transmission(part, results)
         lines += [f"### {title_of(part)}", "", *table(header, rows)]
         if bars:
-            path = folder / f"figure7-{part.dataset}-{part.backbone}.png"
+            path = folder / f"figure7-{part.slug}.png"
             with _drawing(path, (6, 2.6), 1, 1) as (axis,):
                 places = np.arange(len(bars))
                 axis.barh(places - 0.2, [b[1] for b in bars], 0.38, color=_PALE, label="regular")

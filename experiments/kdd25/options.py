@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.kdd25.cells import Cell
 from experiments.kdd25.datasets import ALL, SYNTHETIC, Places, default_root
-from experiments.kdd25.recipes import BACKBONES, ONE_SEED, RECIPES, Part
+from experiments.kdd25.recipes import BACKBONES, ONE_SEED, PAPER, RECIPES, TRAINING, Part
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -58,14 +58,14 @@ def chosen_parts(arguments: argparse.Namespace) -> list[Part]:
     named = [s.dataset for s in arguments.only if s.dataset]
     keys = arguments.data_sets or list(dict.fromkeys(named)) or ["ml-1m"]
     parts = [
-        recipe(dataset, backbone)
+        recipe(dataset, backbone, arguments.recipe)
         for recipe in RECIPES.values()
         for dataset in keys
         for backbone in arguments.backbones
     ]
     if arguments.only:
         parts = [part for part in parts if any(s.part(part) for s in arguments.only)]
-    return parts
+    return [part for part in parts if part.rows]
 
 
 def chosen_cells(arguments: argparse.Namespace, parts: Sequence[Part]) -> tuple[Cell, ...]:
@@ -105,6 +105,8 @@ def parser() -> argparse.ArgumentParser:
         "default: those that --only names, or ml-1m")  # fmt: skip
     add("--backbones", type=_backbones, default=list(BACKBONES), metavar="NAMES",
         help="sasrec, nextitnet or both (default)")  # fmt: skip
+    add("--recipe", choices=TRAINING, default=PAPER, help="how all systems are trained: as the "
+        "paper does (default), or by forward-ofa train's default recipe")  # fmt: skip
     add("--seeds", type=_seeds, default=[0, 1, 2], metavar="N,N", help="default: 0,1,2; sweeps, "
         "Figure 6 and Table 8 take the first only")  # fmt: skip
     add("--epochs", type=_positive, help="another budget than the recipes'; part of a cell's name")

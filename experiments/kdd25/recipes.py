@@ -1,24 +1,29 @@
 """One recipe for every table and figure: which cells it needs, how long they take, what to expect.
 
-Times are estimates for one seed on MovieLens-1M and two CPU cores, from the time of a step;
+Times are estimates for one seed on MovieLens-1M, two CPU cores and the recipe "paper", from the
+time of a step; with "default" on MovieLens-100K a cell takes one core 1 to 5 minutes;
 `make paper ARGS=--list` estimates for what is asked and knows the cells that were run. The figures
-to expect are the paper's. All cells are of the recipe "paper" (T = 5, a fresh network for every
-prediction, nothing trained before) but for the rows that name another.
+to expect are the paper's. Each takes the recipe of training, which all its cells have: "paper"
+(T = 5, a fresh network for every prediction, nothing trained before) or "default".
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from experiments.kdd25 import paper
-from experiments.kdd25.cells import Cell, Override
+from experiments.kdd25.cells import EARLIER_STAGES, Cell, Override
 from experiments.kdd25.datasets import ALL
 from forward_ofa.cost import network_cost
+from forward_ofa.recipes import recipe as training_recipe
 from forward_ofa_device.backbones.contract import BackboneConfig
 
 BACKBONES = ("sasrec", "nextitnet")
+PAPER, DEFAULT = "paper", "default"
+TRAINING = (PAPER, DEFAULT)
+"""Recipes of training that there are tables for."""
 TITLES = {
     "device-rec": "DeviceRec",
     "finetune": "Finetune",
@@ -35,8 +40,19 @@ TITLES = {
     "last": "last k block",
     "forward-ofa": "Forward-OFA",
 }
-LAMBDAS = (0.0, 0.0005, 0.001, 0.005, 0.01, 0.05)
-"""Figure 5's, which the paper does not print; its own values are among them."""
+LAMBDAS = {
+    PAPER: (0.0, 0.0005, 0.001, 0.005, 0.01, 0.05),
+    DEFAULT: (0.0, 0.0003, 0.0007, 0.0015, 0.003, 0.006),
+}
+"""Figure 5's, which the paper does not print; each recipe's own values are among them."""
+VARIANTS: tuple[tuple[str, str, tuple[Override, ...]], ...] = (
+    ("8 epochs", "device-rec", (("device_rec.epochs", 8),)),
+    ("8 basis networks", "forward-ofa", (("bases", 8),)),
+    ("extractors read 200 items", "forward-ofa", (("extractor_history", 200),)),
+    ("no drawn budgets", "forward-ofa", (("cut_probability", 0.0),)),
+    ("lambda 0.003", "forward-ofa", (("compact_weight", 0.003),)),
+)
+"""What `variants` shows beside the default recipe: title, system, overrides."""
 
 _STRUCTURED = ("forward-ofa", "no-structural-vector", "plus-controller")
 _BASELINES = ("device-rec", "finetune", "duet", "sttd", "rare-gem", "gater")
@@ -53,24 +69,52 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one table or figure for one data set and backbone."""
+    """The rows of one table or figure for one data set, backbone and recipe of training."""
 
     table: str
     dataset: str
     backbone: str
     rows: tuple[Row, ...]
+    recipe: str = PAPER
+
+    @property
+    def slug(self) -> str:
+        """For names of files."""
+        return "-".join(
+            [self.dataset, self.backbone, *([] if self.recipe == PAPER else [self.recipe])]
+        )
 
 
-def system_cell(dataset: str, backbone: str, system: str, compact_weight: float = -1) -> Cell:
-    """The paper's settings (Section 4.1.4) for one system; compact_weight: another lambda."""
+class Recipe(Protocol):
+    """One table or figure."""
+
+    __doc__: str | None
+
+    def __call__(self, dataset: str, backbone: str, recipe: str = PAPER) -> Part: ...
+
+
+def system_cell(
+    dataset: str,
+    backbone: str,
+    system: str,
+    recipe: str = PAPER,
+    compact_weight: float | None = None,
+) -> Cell:
+    """One system with a recipe's settings, those of Section 4.1.4 with "paper".
+
+    compact_weight: another lambda.
+    """
     like = ALL[dataset].like
-    if system not in _STRUCTURED:
-        return Cell(dataset, backbone, system, overrides=_constraint(system, backbone, like))
-    if compact_weight < 0:
-        compact_weight = paper.setting("compact_weight", backbone, like)
-    temperature = paper.setting("temperature", backbone, like)
-    overrides = (("compact_weight", compact_weight), ("temperature", temperature))
-    return Cell(dataset, backbone, system, overrides=overrides)
+    overrides = _constraint(system, backbone, like)
+    if system in _STRUCTURED and recipe == PAPER:
+        if compact_weight is None:
+            compact_weight = paper.setting("compact_weight", backbone, like)
+        overrides = (("temperature", paper.setting("temperature", backbone, like)),)
+    elif compact_weight == training_recipe(recipe, backbone, 1).method.compact_weight:
+        compact_weight = None  # it is the recipe's own: no other cell
+    if compact_weight is not None:
+        overrides = (*overrides, ("compact_weight", compact_weight))
+    return Cell(dataset, backbone, system, recipe=recipe, overrides=overrides)
 
 
 def _constraint(system: str, backbone: str, like: str) -> tuple[Override, ...]:
@@ -97,22 +141,19 @@ def _constraint(system: str, backbone: str, like: str) -> tuple[Override, ...]:
     return ()
 
 
-def table1(dataset: str, backbone: str) -> Part:
-    """Table 1: seven systems, quality and cost; Forward-OFA also by the default recipe.
+def table1(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
+    """Table 1: seven systems, quality and cost.
 
     make paper ARGS="--only table1:ml-1m:sasrec"
     Duration: SASRec 15 h (DeviceRec 40 min, DUET and Forward-OFA 5 h each), NextItNet twice that.
     Expected: Forward-OFA NDCG@10 0.1182, Hit@10 0.2081, 0.5699 MFLOPs, 3.6384 Mbit with SASRec,
     0.1226, 0.2140, 0.6167, 3.8656 with NextItNet; DeviceRec 0.0969 and 0.0975.
     """
-    rows = [_row(dataset, backbone, system) for system in (*_BASELINES, "forward-ofa")]
-    for system in ("device-rec", "forward-ofa"):
-        cell = Cell(dataset, backbone, system, recipe="default")
-        rows.append(Row("", f"{TITLES[system]}, default recipe", cell))
-    return Part("table1", dataset, backbone, tuple(rows))
+    rows = [_row(dataset, backbone, system, recipe) for system in (*_BASELINES, "forward-ofa")]
+    return Part("table1", dataset, backbone, tuple(rows), recipe)
 
 
-def table2(dataset: str, backbone: str) -> Part:
+def table2(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
     """Table 2: the controller alone and the mapper alone, beside DeviceRec.
 
     +mapper is DUET as it is defined here, so its row shows that cell and is not trained twice.
@@ -121,12 +162,14 @@ def table2(dataset: str, backbone: str) -> Part:
     Duration: SASRec 1 h beside Table 1's DeviceRec and DUET.
     Expected: +controller at or below DeviceRec (0.0946 to 0.0969), +mapper far above (0.1142).
     """
-    rows = [_row(dataset, backbone, system) for system in ("device-rec", "plus-controller")]
-    rows.append(Row("plus-mapper", TITLES["plus-mapper"], system_cell(dataset, backbone, "duet")))
-    return Part("table2", dataset, backbone, tuple(rows))
+    rows = [_row(dataset, backbone, system, recipe) for system in ("device-rec", "plus-controller")]
+    rows.append(
+        Row("plus-mapper", TITLES["plus-mapper"], system_cell(dataset, backbone, "duet", recipe))
+    )
+    return Part("table2", dataset, backbone, tuple(rows), recipe)
 
 
-def table3(dataset: str, backbone: str) -> Part:
+def table3(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
     """Table 3: the trained Forward-OFA with other blocks, and one without the structural vector.
 
     make paper ARGS="--only table3:ml-1m:sasrec"
@@ -134,14 +177,14 @@ def table3(dataset: str, backbone: str) -> Part:
     Expected: other blocks than the chosen ones collapse (first k: 0.0174 of 0.1182); without the
     structural vector 0.1166.
     """
-    rows = [_row(dataset, backbone, "device-rec")]
-    trained = system_cell(dataset, backbone, "forward-ofa")
+    rows = [_row(dataset, backbone, "device-rec", recipe)]
+    trained = system_cell(dataset, backbone, "forward-ofa", recipe)
     rows += [Row(k, TITLES[k], _looked(trained, k)) for k in ("random", "first", "last")]
-    rows += [_row(dataset, backbone, s) for s in ("no-structural-vector", "forward-ofa")]
-    return Part("table3", dataset, backbone, tuple(rows))
+    rows += [_row(dataset, backbone, s, recipe) for s in ("no-structural-vector", "forward-ofa")]
+    return Part("table3", dataset, backbone, tuple(rows), recipe)
 
 
-def table4(dataset: str, backbone: str) -> Part:
+def table4(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
     """Table 4: every baseline on a backbone a third as deep, Forward-OFA on the whole one.
 
     make paper ARGS="--only table4:ml-1m:sasrec"
@@ -149,13 +192,13 @@ def table4(dataset: str, backbone: str) -> Part:
     Expected: small baselines about as good as large ones (DeviceRec 0.0998), Forward-OFA above.
     """
     blocks = int(paper.setting("small_blocks", backbone))
-    rows = [_row(dataset, backbone, system) for system in _BASELINES]
+    rows = [_row(dataset, backbone, system, recipe) for system in _BASELINES]
     rows = [Row(r.key, r.title + "*", dataclasses.replace(r.cell, blocks=blocks)) for r in rows]
-    rows.append(_row(dataset, backbone, "forward-ofa"))
-    return Part("table4", dataset, backbone, tuple(rows))
+    rows.append(_row(dataset, backbone, "forward-ofa", recipe))
+    return Part("table4", dataset, backbone, tuple(rows), recipe)
 
 
-def table7(dataset: str, backbone: str) -> Part:
+def table7(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
     """Table 7: LitePred, a search for a sub-network a device, beside three of Table 1.
 
     make paper ARGS="--only table7:ml-1m:sasrec"
@@ -163,32 +206,40 @@ def table7(dataset: str, backbone: str) -> Part:
     Expected: LitePred a little above DeviceRec (0.0990 to 0.0969), far below Forward-OFA.
     """
     systems = ("device-rec", "finetune", "litepred", "forward-ofa")
-    return Part("table7", dataset, backbone, tuple(_row(dataset, backbone, s) for s in systems))
+    return Part(
+        "table7",
+        dataset,
+        backbone,
+        tuple(_row(dataset, backbone, s, recipe) for s in systems),
+        recipe,
+    )
 
 
-def table8(dataset: str, backbone: str) -> Part:
+def table8(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
     """Table 8: seconds until a device has a network for its new interest.
 
     make paper ARGS="--only table8:ml-1m:sasrec"
     Duration: a minute after Table 1's Forward-OFA and DeviceRec. Measured where it runs.
     Expected: one forward pass some thousand times faster than fine-tuning.
     """
-    trained = system_cell(dataset, backbone, "forward-ofa")
+    trained = system_cell(dataset, backbone, "forward-ofa", recipe)
     row = Row("forward-ofa", TITLES["forward-ofa"], _looked(trained, "time"))
-    return Part("table8", dataset, backbone, (row,))
+    return Part("table8", dataset, backbone, (row,), recipe)
 
 
-def figure4(dataset: str, backbone: str) -> Part:
+def figure4(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
     """Figure 4: how often each block is kept, and how many blocks users keep.
 
     make paper ARGS="--only figure4:ml-1m:sasrec"
     Duration: none beside Table 1's Forward-OFA.
     Expected: first and last blocks kept by most, few users with all blocks.
     """
-    return Part("figure4", dataset, backbone, (_row(dataset, backbone, "forward-ofa"),))
+    return Part(
+        "figure4", dataset, backbone, (_row(dataset, backbone, "forward-ofa", recipe),), recipe
+    )
 
 
-def figure5(dataset: str, backbone: str) -> Part:
+def figure5(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
     """Figure 5: quality and cost over lambda.
 
     make paper ARGS="--only figure5:ml-1m:sasrec"
@@ -196,41 +247,60 @@ def figure5(dataset: str, backbone: str) -> Part:
     Expected: cost falls with lambda; quality has a maximum, then drops.
     """
     rows = [
-        Row("", f"lambda {value:g}", system_cell(dataset, backbone, "forward-ofa", value))
-        for value in LAMBDAS
+        Row("", f"lambda {value:g}", system_cell(dataset, backbone, "forward-ofa", recipe, value))
+        for value in LAMBDAS[recipe]
     ]
-    return Part("figure5", dataset, backbone, tuple(rows))
+    return Part("figure5", dataset, backbone, tuple(rows), recipe)
 
 
-def figure6(dataset: str, backbone: str) -> Part:
+def figure6(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
     """Figure 6: a user's own network, the dense one, and one made from another's behaviour.
 
     make paper ARGS="--only figure6:ml-1m:sasrec"
     Duration: a minute after Table 1's Forward-OFA and DeviceRec.
     Expected: the own network best, the other's worst; also counted over all users.
     """
-    trained = system_cell(dataset, backbone, "forward-ofa")
+    trained = system_cell(dataset, backbone, "forward-ofa", recipe)
     row = Row("", TITLES["forward-ofa"], _looked(trained, "case"))
-    return Part("figure6", dataset, backbone, (row,))
+    return Part("figure6", dataset, backbone, (row,), recipe)
 
 
-def figure7(dataset: str, backbone: str) -> Part:
+def figure7(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
     """Figure 7: how long a model update takes over a link of 40 Mbit/s.
 
     make paper ARGS="--only figure7:ml-1m:sasrec"
     Duration: none beside Table 1's Forward-OFA.
     Expected: 91 ms against 100 ms (SASRec), 97 ms against 240 ms (NextItNet) in float32.
     """
-    return Part("figure7", dataset, backbone, (_row(dataset, backbone, "forward-ofa"),))
+    return Part(
+        "figure7", dataset, backbone, (_row(dataset, backbone, "forward-ofa", recipe),), recipe
+    )
 
 
-RECIPES: dict[str, Callable[[str, str], Part]] = {
+def variants(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
+    """Not the paper's: what was tried against the default recipe, one change a row.
+
+    make paper ARGS="--only variants:ml-100k:sasrec --recipe default"
+    Duration: as long as Table 1's Forward-OFA for each row.
+    Expected: see experiments/LOG.md, which has what was tried and dropped too.
+    """
+    rows = []
+    if recipe == DEFAULT:
+        rows = [_row(dataset, backbone, s, recipe) for s in ("device-rec", "forward-ofa")]
+        for title, system, overrides in VARIANTS:
+            cell = Cell(dataset, backbone, system, recipe=recipe, overrides=overrides)
+            rows.append(Row("", f"{TITLES[system]}, {title}", cell))
+    return Part("variants", dataset, backbone, tuple(rows), recipe)
+
+
+RECIPES: dict[str, Recipe] = {
     "table1": table1,
     "table2": table2,
     "table3": table3,
     "table4": table4,
     "table7": table7,
     "table8": table8,
+    "variants": variants,
     "figure4": figure4,
     "figure5": figure5,
     "figure6": figure6,
@@ -255,17 +325,13 @@ def finetuned(cell: Cell) -> Cell:
 
 
 def _dense(cell: Cell) -> Cell:
-    return Cell(
-        cell.dataset, cell.backbone, "device-rec", cell.seed, cell.blocks, cell.recipe,
-        epochs=cell.epochs,
-    )  # fmt: skip
+    earlier = tuple(o for o in cell.overrides if o[0].startswith(EARLIER_STAGES))
+    return dataclasses.replace(cell, system="device-rec", look="", overrides=earlier)
 
 
-def _row(dataset: str, backbone: str, system: str) -> Row:
-    return Row(system, TITLES[system], system_cell(dataset, backbone, system))
+def _row(dataset: str, backbone: str, system: str, recipe: str) -> Row:
+    return Row(system, TITLES[system], system_cell(dataset, backbone, system, recipe))
 
 
 def _looked(trained: Cell, look: str) -> Cell:
-    return Cell(
-        trained.dataset, trained.backbone, trained.system, look=look, overrides=trained.overrides
-    )
+    return dataclasses.replace(trained, look=look)

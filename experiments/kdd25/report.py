@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments.kdd25 import figures, paper, tables
 from experiments.kdd25.datasets import ALL
 from experiments.kdd25.markdown import bullets, folded, table
-from experiments.kdd25.recipes import BACKBONES, RECIPES, Part
+from experiments.kdd25.recipes import BACKBONES, PAPER, RECIPES, TRAINING, Part
 from experiments.kdd25.results import Record
 from experiments.kdd25.summary import NOT_RUN, Results, duration
 from forward_ofa.checkpoint import write_atomically
@@ -23,7 +23,7 @@ _FIGURES: dict[str, Callable[[Sequence[Part], Results, Path], list[str]]] = {
     "figure6": figures.case_figure,
     "figure7": figures.transmission_figure,
 }
-_ORDER = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", *_FIGURES)
+_ORDER = (*(f"table{number}" for number in range(1, 9)), "variants", *_FIGURES)
 
 
 def write_report(folder: Path, parts: Sequence[Part], results: Results, quick: bool) -> Path:
@@ -47,17 +47,19 @@ def covered(asked: Sequence[Part], results: Results) -> list[Part]:
     keys = {part.dataset for part in asked} | {r.cell.dataset for r in results.records.values()}
     datasets = [key for key, found in ALL.items() if found.paper or key in keys]
     every = [
-        recipe(dataset, backbone)
+        recipe(dataset, backbone, training)
         for recipe in RECIPES.values()
         for dataset in datasets
         for backbone in BACKBONES
+        for training in TRAINING
     ]
     return [part for part in every if part in asked or results.any(part) or _printed(part)]
 
 
 def _printed(part: Part) -> bool:
     """Whether the paper has it as a table of figures."""
-    return part.table in tables.TITLES and bool(paper.rows(part.table, part.backbone, part.dataset))
+    known = part.recipe == PAPER and part.table in tables.TITLES
+    return known and bool(paper.rows(part.table, part.backbone, part.dataset))
 
 
 def _section(name: str, parts: Sequence[Part], results: Results, folder: Path) -> list[str]:
@@ -86,6 +88,10 @@ def _head(quick: bool) -> list[str]:
         'on the device, counted as the paper counts and, "true", with attention products; Mbit are '
         "of float32. How each was run, and the protocol: at the end. To make it: `make paper`, "
         "see docs/paper.md.",
+        "",
+        'Tables without a word on it are of the recipe "paper": nothing trained before, a fresh '
+        'network for every prediction. "default recipe": all systems as `forward-ofa train` does '
+        "it, from one foundation and one DeviceRec, several targets a network.",
         "",
     ]
     return lines + bullets(paper.notes("protocol"))

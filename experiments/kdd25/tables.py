@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from experiments.kdd25 import paper
 from experiments.kdd25.datasets import ALL
 from experiments.kdd25.markdown import Footnotes, bullets, folded, table
-from experiments.kdd25.recipes import Part, Row
+from experiments.kdd25.recipes import PAPER, Part, Row
 from experiments.kdd25.summary import Results, agreement, order
 from forward_ofa.cost import cloud_modules_cost, device_modules_cost, network_cost
 from forward_ofa_device.backbones.contract import BackboneConfig
@@ -19,8 +19,15 @@ TITLES = {
     "table3": "Table 3: structural parameters",
     "table4": "Table 4: baselines on small networks",
     "table7": "Table 7: a network searched for each device (LitePred)",
+    "variants": "Variants of the default recipe (not the paper's)",
 }
 _HEADERS = {"ndcg": "NDCG@10", "hit": "Hit@10", "mflops": "MFLOPs", "mbit": "Mbit"}
+
+
+def title_of(part: Part) -> str:
+    """Data set and backbone, and the recipe of training if it is not the paper's."""
+    named = f"{ALL[part.dataset].title}, {BACKBONE_TITLES[part.backbone]}"
+    return named if part.recipe == PAPER else f"{named}, {part.recipe} recipe"
 
 
 def quality_table(name: str, parts: Sequence[Part], results: Results) -> list[str]:
@@ -28,7 +35,7 @@ def quality_table(name: str, parts: Sequence[Part], results: Results) -> list[st
     lines = [f"## {TITLES[name]}", "", *bullets(paper.notes(name))]
     footnotes = Footnotes()
     for part in parts:
-        title = f"{ALL[part.dataset].title}, {BACKBONE_TITLES[part.backbone]}"
+        title = title_of(part)
         body = [*_part(part, results, footnotes), *_order_line(part, results)]
         if results.any(part):
             lines += [f"### {title}", "", *body]
@@ -76,18 +83,23 @@ def _seeds(row: Row, results: Results) -> str:
 
 
 def _order_line(part: Part, results: Results) -> list[str]:
-    """Systems from best to worst by NDCG, ours and the paper's, where three or more were run."""
+    """Systems from best to worst by NDCG, ours and the paper's, where three or more were run.
+
+    A data set that the paper does not have is compared with the paper's that is most like it.
+    """
+    like = ALL[part.dataset].like
+    named = "the paper's" if part.dataset == like else f"the paper's on {ALL[like].title}"
     ours, theirs = {}, {}
     for row in part.rows:
         mean = results.mean(row.cell, "ndcg")
-        printed = paper.figure(part.table, part.backbone, part.dataset, row.key, "ndcg")
+        printed = paper.figure(part.table, part.backbone, like, row.key, "ndcg")
         if mean is not None and printed is not None:
             ours[row.title], theirs[row.title] = mean.value, printed.value
     if len(ours) < 3:
         return []
     same, total = agreement(ours, theirs)
     return [
-        f"Order by NDCG@10, ours: {' > '.join(order(list(ours.items())))}; the paper's: "
+        f"Order by NDCG@10, ours: {' > '.join(order(list(ours.items())))}; {named}: "
         f"{' > '.join(order(list(theirs.items())))}. {same} of {total} pairs in the same order.",
         "",
     ]
@@ -148,7 +160,7 @@ def time_table(parts: Sequence[Part], results: Results) -> list[str]:
     for part in parts:
         theirs = paper.adaptation_seconds(part.backbone)
         found = results.of(part.rows[0].cell)
-        title = f"{ALL[part.dataset].title}, {BACKBONE_TITLES[part.backbone]}"
+        title = title_of(part)
         rows.append([f"{title}: paper", *(f"{theirs[k]:.4f}" for k in theirs), ""])
         if not found:
             rows.append([f"{title}: ours", *["not run"] * 3, ""])

@@ -8,17 +8,24 @@ import pytest
 
 from experiments.kdd25 import paper
 from experiments.kdd25.cells import Cell
+from experiments.kdd25.engine import configure
 from experiments.kdd25.recipes import (
     BACKBONES,
+    DEFAULT,
     LAMBDAS,
+    PAPER,
     RECIPES,
+    TRAINING,
     requirements,
     system_cell,
     table1,
     table3,
     table4,
+    table8,
+    variants,
 )
 from forward_ofa.cost import network_cost
+from forward_ofa.recipes import recipe as recipe_of
 from forward_ofa_device.backbones.contract import BackboneConfig
 
 PAPER_SETS = ("ml-1m", "ml-10m", "amazon-game", "amazon-food")
@@ -30,7 +37,8 @@ def every_cell() -> list[Cell]:
         for recipe in RECIPES.values()
         for dataset in PAPER_SETS
         for backbone in BACKBONES
-        for row in recipe(dataset, backbone).rows
+        for training in TRAINING
+        for row in recipe(dataset, backbone, training).rows
     ]
 
 
@@ -96,9 +104,9 @@ def test_tables_share_cells():
         for name, recipe in RECIPES.items()
         if forward_ofa in [row.cell.trained for row in recipe("ml-1m", "sasrec").rows]
     ]
-    assert set(holding) == set(RECIPES) - {"table2"}
+    assert set(holding) == set(RECIPES) - {"table2", "variants"}
     assert all(
-        paper.setting("compact_weight", backbone, dataset) in LAMBDAS
+        paper.setting("compact_weight", backbone, dataset) in LAMBDAS[PAPER]
         for backbone in BACKBONES
         for dataset in PAPER_SETS
     )
@@ -109,9 +117,47 @@ def test_what_a_cell_needs_is_of_its_own_seed_depth_recipe_and_budget():
     assert requirements(rows["DeviceRec"]) == []
     (needed,) = requirements(rows["STTD"].with_seed(2))
     assert needed == rows["DeviceRec"].with_seed(2)
-    (needed,) = requirements(rows["Forward-OFA, default recipe"])
-    assert needed == rows["DeviceRec, default recipe"]
     small = table4("ml-1m", "sasrec").rows[1].cell
     assert requirements(small)[0].blocks == 2
     looked = table3("ml-1m", "sasrec").rows[1].cell
     assert looked.look == "random" and looked.trained in requirements(looked)
+
+
+def test_with_the_default_recipe_every_system_is_trained_by_it():
+    for name, recipe in RECIPES.items():
+        theirs, ours = (recipe("ml-1m", "sasrec", training) for training in TRAINING)
+        assert {row.cell.recipe for row in ours.rows} == {DEFAULT}, name
+        if name not in ("variants", "figure5"):
+            assert [row.key for row in ours.rows] == [row.key for row in theirs.rows], name
+    rows = {row.key: row.cell for row in table1("ml-1m", "sasrec", DEFAULT).rows}
+    assert rows["forward-ofa"].overrides == ()  # lambda and tau are the recipe's
+    assert dict(rows["rare-gem"].overrides) == {"options.kept": 0.9111}  # the same constraint
+    assert requirements(rows["forward-ofa"]) == [rows["device-rec"]]
+    own = recipe_of("default", "sasrec", 1).method.compact_weight
+    assert own in LAMBDAS[DEFAULT]
+    assert system_cell("ml-1m", "sasrec", "forward-ofa", DEFAULT, own) == rows["forward-ofa"]
+    (timed,) = table8("ml-1m", "sasrec", DEFAULT).rows
+    assert {cell.recipe for cell in requirements(timed.cell)} == {DEFAULT}
+
+
+def test_a_cell_changes_fields_of_the_method_and_of_how_a_stage_is_trained():
+    changed = (("device_rec.epochs", 3), ("extractor_history", 9), ("training.learning_rate", 0.5))
+    cell = Cell("ml-100k", "sasrec", "forward-ofa", 4, recipe=DEFAULT, overrides=changed)
+    config, plain = configure(cell, 95_000), recipe_of("default", "sasrec", 95_000)
+    assert (config.device_rec.epochs, config.training.epochs) == (3, plain.training.epochs)
+    assert config.training.learning_rate == 0.5 and config.method.extractor_history == 9
+    assert config.training.seed == config.device_rec.seed == config.foundation.training.seed == 4
+    # What is before the system is another DeviceRec, and another one for all that share it.
+    (needed,) = requirements(cell)
+    assert (needed.system, needed.overrides) == ("device-rec", (("device_rec.epochs", 3),))
+    wrong = Cell("ml-100k", "sasrec", "forward-ofa", overrides=(("training.epoch", 3),))
+    with pytest.raises(TypeError):
+        configure(wrong, 95_000)
+
+
+def test_variants_are_runnable_and_of_the_default_recipe_alone():
+    assert variants("ml-100k", "nextitnet").rows == ()
+    rows = variants("ml-100k", "nextitnet", DEFAULT).rows
+    plain = [configure(row.cell, 95_000) for row in rows[:2]]
+    for row in rows[2:]:
+        assert configure(row.cell, 95_000) not in plain, row.title

@@ -38,6 +38,12 @@ def test_without_options_all_of_ml_1m_is_meant_and_cells_are_shared():
     assert {c.epochs for c in cells("--epochs", "3")} == {3}
 
 
+def test_a_recipe_of_training_is_asked_for_by_name():
+    assert {c.recipe for c in cells("--only", "table1:ml-1m:sasrec")} == {"paper"}
+    chosen = cells("--only", "table1:ml-1m:sasrec", "--recipe", "default", "--seeds", "0")
+    assert {c.recipe for c in chosen} == {"default"} and len(chosen) == 7
+
+
 def test_a_smoke_run_has_folders_of_its_own():
     arguments = parse(["--quick"])
     assert arguments.runs != parse([]).runs
@@ -50,6 +56,7 @@ def test_a_smoke_run_has_folders_of_its_own():
     ["--only", "table9"], ["--only", "table1:ml-2m"], ["--only", "table1:ml-1m:gru"],
     ["--only", "a:b:c:d:e"], ["--seeds", "0,0"], ["--seeds", "x"], ["--epochs", "0"],
     ["--data", "ml-1m"], ["--data", "ml-1m=/nowhere/at/all"], ["--backbones", "gru"],
+    ["--recipe", "quick"],
 ])  # fmt: skip
 def test_nonsense_is_refused_before_anything_is_run(words, capsys):
     with pytest.raises(SystemExit) as stopped:

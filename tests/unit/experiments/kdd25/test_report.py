@@ -8,7 +8,7 @@ import pytest
 
 from experiments.kdd25 import paper
 from experiments.kdd25.cells import Cell
-from experiments.kdd25.recipes import RECIPES, Part, table1, table2, table3
+from experiments.kdd25.recipes import RECIPES, TRAINING, Part, table1, table2, table3
 from experiments.kdd25.report import covered, write_report
 from experiments.kdd25.results import Records
 from experiments.kdd25.summary import Results, agreement
@@ -63,7 +63,8 @@ def test_with_nothing_run_every_part_says_so_and_shows_the_papers_figures(tmp_pa
     for figure in ("Figure 4", "Figure 6"):
         section = text.split(f"## {figure}")[1].split("\n## ")[0]
         assert "not run" in section
-    assert text.count("<details>") == 5  # Tables 1, 2, 3, 4 and 7 are folded
+    # Tables 1, 2, 3, 4 and 7, and the variants, are folded
+    assert text.count("<details>") == 6
 
 
 def test_a_cell_that_was_run_is_beside_the_paper_and_the_best_is_bold(tmp_path):
@@ -84,7 +85,22 @@ def test_the_order_of_systems_is_compared_with_the_papers(tmp_path):
     text = rendered(tmp_path, [part], Results(found))
     assert "ours: +mapper > +controller > DeviceRec; the paper's: +mapper > DeviceRec" in text
     assert "2 of 3 pairs" in text
+    part = table2("ml-100k", "sasrec")  # not the paper's: compared with MovieLens-1M's order
+    found = records(*(record(r.cell, v) for r, v in zip(part.rows, values, strict=True)))
+    text = rendered(tmp_path, [part], Results(found))
+    assert "the paper's on MovieLens-1M: +mapper > DeviceRec > +controller. 2 of 3 pairs" in text
     assert agreement({"a": 1, "b": 2, "c": 2}, {"a": 1, "b": 3, "c": 4}) == (2, 2)
+
+
+def test_both_recipes_of_training_are_beside_the_papers_figures_and_never_mixed(tmp_path):
+    parts = [table2("ml-1m", "sasrec", recipe) for recipe in TRAINING]
+    found = records(record(parts[1].rows[0].cell, 0.2))
+    text = rendered(tmp_path, parts, Results(found))
+    theirs, ours = text.split("### MovieLens-1M, SASRec, default recipe")
+    assert "MovieLens-1M, SASRec: not run" in theirs and "0.2000" not in theirs
+    assert line(ours, "DeviceRec")[1:3] == ["0.0969", "0.2000"]
+    assert line(ours, "+controller")[1:3] == ["0.0946", "not run"]
+    assert parts[0].slug == "ml-1m-sasrec" and parts[1].slug == "ml-1m-sasrec-default"
 
 
 def test_a_slip_of_the_paper_is_settled_and_footnoted(tmp_path):
