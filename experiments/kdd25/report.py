@@ -33,6 +33,8 @@ def write_report(folder: Path, parts: Sequence[Part], results: Results, quick: b
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines = _head(quick)
+    # What was run before what was not.
+    parts = sorted(parts, key=lambda part: not results.any(part))
     for name in _ORDER:
         lines += _section(name, [p for p in parts if p.table == name], results, folder)
     lines += [*_budgets(parts, results), *_protocols(parts, results)]
