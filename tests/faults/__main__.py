@@ -22,7 +22,9 @@ from tests.support.stalls import Stalls
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--only", default="", help="faults whose name contains this text")
+    parser.add_argument(
+        "--only", default="", help="comma list: faults whose name contains one of these texts"
+    )
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--missing", default="", help=argparse.SUPPRESS)
@@ -43,7 +45,7 @@ def _run(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
     with Stalls() as stalls, stand(options.inside, options.missing) as system:
         print(HEADING, flush=True)
         for fault in catalogue(system):
-            if options.only in fault.name:
+            if any(text in fault.name for text in options.only.split(",")):
                 rows.append(make_row(fault, system.load, stalls))
                 print(line(rows[-1]), flush=True)
         broken = _tracebacks(system)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,12 +92,12 @@ def remembers(stand: Stand) -> dict[str, Callable]:
 def catalogue(stand: Stand) -> Iterator[Fault]:
     """All faults; those that cannot be made here say so."""
     yield Fault("none", **serves(*stand.all_members()))
-    yield from _processes(stand)
     yield from _redis(stand)
     yield from _links(stand)
     yield from _slow_links(stand)
     yield _full_disk(stand)
     yield from _versions(stand)
+    yield from _processes(stand)
 
 
 def _processes(stand: Stand) -> Iterator[Fault]:
@@ -133,12 +134,12 @@ def _redis(stand: Stand) -> Iterator[Fault]:
         behind=True,
     )
     stutter = Stutter(server.freeze)
-    yield Fault("Redis takes 0.1 s", stutter.start, stutter.stop, **back, behind=True)
+    yield Fault("Redis takes 0.5 s", stutter.start, stutter.stop, **back, behind=True)
     yield Fault("Redis is full", lambda: _fill(stand), lambda: _empty(stand), **back, behind=True)
 
 
 class Stutter:
-    """Stops something for 0.1 s, again and again."""
+    """Stops something for half a second, again and again."""
 
     def __init__(self, freeze: Callable[[bool], None]) -> None:
         self._freeze = freeze
@@ -155,9 +156,9 @@ class Stutter:
     def _run(self) -> None:
         while not self._ended.is_set():
             self._freeze(True)
-            time.sleep(0.1)
+            time.sleep(0.5)
             self._freeze(False)
-            time.sleep(0.005)
+            time.sleep(0.02)
 
 
 def _fill(stand: Stand) -> None:
@@ -253,11 +254,11 @@ def _full_disk(stand: Stand) -> Fault:
 
     def begin() -> None:
         before = _visible(stand)
-        staging = stand.registry.staging()
+        early, staging = stand.registry.staging(), stand.registry.staging()
         write_staging(staging, "late", config=CONFIG, seed=9)
         _fill_disk(filler)
         for what, act in (
-            ("an export", lambda: write_staging(stand.registry.staging(), "x", config=CONFIG)),
+            ("an export", lambda: write_staging(early, "x", config=CONFIG)),
             ("publishing", lambda: stand.registry.publish(staging)),
             ("a label", lambda: stand.registry.label("trial", "v1")),
         ):
@@ -266,9 +267,12 @@ def _full_disk(stand: Stand) -> Fault:
             except (OSError, RegistryError):
                 continue
             raise Broken(f"{what} succeeded on a full disk")
-        said = _command("label", "trial", "v1", "--registry", str(stand.registry.root))
-        if said.returncode == 0 or "Traceback" in said.stderr + said.stdout:
-            raise Broken(f"forward-ofa versions: {said.returncode}: {said.stdout}{said.stderr}")
+        root = str(stand.registry.root)
+        said = _forward_ofa("versions", "label", "trial", "v1", "--registry", root)
+        if not said.returncode or "No space left" not in said.stderr:
+            raise Broken(f"forward-ofa versions label: {said.returncode}: {said.stderr}")
+        for folder in (early, staging):
+            shutil.rmtree(folder)  # as `publish` does
         if _visible(stand) != before:
             raise Broken(f"the registry was {before}, it is {_visible(stand)}")
 
@@ -302,9 +306,10 @@ def _fill_disk(filler: Path) -> None:
         return
 
 
-def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """forward-ofa versions"""
-    command = [sys.executable, "-m", "forward_ofa_cli.main", "versions", *arguments]
+def _forward_ofa(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command, from this environment."""
+    program = "from forward_ofa_cli.main import main; main()"
+    command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, capture_output=True, text=True)
 
 

@@ -1,9 +1,14 @@
-"""The table, a line at a time."""
+"""The table, a line at a time; `python -m tests.faults.report FILE` makes Markdown of what
+`python -m tests.faults --json FILE` wrote."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from tests.faults.rows import Row
 
@@ -38,3 +43,20 @@ def verdict(rows: Sequence[Row], broken: Sequence[str]) -> str:
         lines.append(f"{count} skipped: {why}")
     lines += [f"defect: {row.fault}" for row in made if row.bad]
     return "\n".join([*lines, *(f"in the log of {text}" for text in broken)])
+
+
+def as_table(report: Mapping[str, Any]) -> str:
+    """Markdown of what `--json` has written."""
+    rows = [Row(**row) for row in report["rows"]]
+    heading = ("fault", *(name.replace("_", " ") for name in _COLUMNS))
+    lines = [f"| {' | '.join(heading)} |", f"|---|{'---:|' * len(_COLUMNS)}"]
+    for row in rows:
+        cells = [str(getattr(row, name)) for name in _COLUMNS]
+        if row.skipped:
+            cells = [f"skipped: {row.skipped}", *[""] * (len(_COLUMNS) - 1)]
+        lines.append(f"| {row.fault} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(as_table(json.loads(Path(sys.argv[1]).read_text())))

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tests.faults.catalogue import Broken, Fault
+from tests.support.clients import ALONE
 from tests.support.load import PATIENCE, Answered, Load
 from tests.support.stalls import Stalls
 
@@ -124,7 +125,7 @@ def _count(row: Row, answered: Sequence[Answered]) -> None:
             "slowest ms": _slowest(of_kind),
         }
     row.slowest_ms = _slowest(answered)
-    row.balanced_ms = _slowest([one for one in answered if one.kind != "one controller"])
+    row.balanced_ms = _slowest([one for one in answered if one.kind != ALONE])
 
 
 def _slowest(answered: Sequence[Answered]) -> int:

