@@ -17,7 +17,7 @@ import redis
 from services.registry.contract import RegistryError
 from services.versions import session_bucket
 from tests.faults.network import HERE
-from tests.faults.stand import CONFIG, Stand
+from tests.faults.stand import CONFIG, MAXMEMORY, Stand
 from tests.support.fleet import KINDS, Member
 from tests.support.redis_server import wait_until
 from tests.support.versions import write_staging
@@ -171,6 +171,8 @@ def _fill(stand: Stand) -> None:
             except redis.OutOfMemoryError:
                 continue
             raise Broken("Redis has no limit")
+        # What its own buffers give back would be room for some sessions more.
+        client.config_set("maxmemory", client.info("memory")["used_memory"])
     full = {"operation": "write", "kind": "full"}
     counts = Counts(stand.members["controller"], "forward_ofa_session_store_failures_total", full)
     counts.mark()
@@ -185,6 +187,7 @@ def _empty(stand: Stand) -> None:
         junk = list(client.scan_iter("junk-*", count=1000))
         if junk:
             client.delete(*junk)
+        client.config_set("maxmemory", MAXMEMORY)
 
 
 def _links(stand: Stand) -> Iterator[Fault]:
@@ -301,7 +304,7 @@ def _fill_disk(filler: Path) -> None:
     try:
         with filler.open("wb", buffering=0) as stream:
             while True:
-                stream.write(bytes(4096))
+                stream.write(bytes(1 << 20))
     except OSError:
         return
 

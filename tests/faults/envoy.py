@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 
 
 def envoy_binary() -> Path | None:

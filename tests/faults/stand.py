@@ -27,7 +27,7 @@ SESSION_TIMEOUT = "0.2"
 PAUSE = 0.1
 """Seconds between a client's requests: a load that one core carries, so that what is slow is slow
 for the fault's sake."""
-_MAXMEMORY = "16mb"
+MAXMEMORY = "16mb"
 
 
 @dataclass
@@ -117,7 +117,7 @@ def _registry(folder: Path, network: Network | None) -> FileRegistry:
 
 
 def _redis(folder: Path, host: Host, network: Network | None) -> RedisNode:
-    options = ("--maxmemory", _MAXMEMORY, "--maxmemory-policy", "noeviction")
+    options = ("--maxmemory", MAXMEMORY, "--maxmemory-policy", "noeviction")
     options += ("--protected-mode", "no")
     return RedisNode(folder / "redis", *options, port=6379 if network else 0, host=host)
 

@@ -57,7 +57,7 @@ class Member:
     def restart(self) -> None:
         """As an operator does: it drains, ends, and a new one is started."""
         assert self._process is not None
-        self._process.stop()
+        self._process.stop(seconds=60)
         self.start()
 
     def is_ready(self) -> bool:

@@ -93,7 +93,7 @@ class RedisNode:
         command += ["--dir", str(self.folder)]
         command += self.options if "--sentinel" in self.options else ["--save", "", *self.options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        for _ in range(500):
+        for _ in range(3_000):
             try:
                 with self.client() as client:
                     client.ping()
