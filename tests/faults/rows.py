@@ -14,8 +14,8 @@ from tests.support.load import PATIENCE, Answered, Load
 from tests.support.stalls import Stalls
 
 _CALM, _AFTER = 0.5, 0.3
-_LIMIT = 120.0
-"""Seconds in which everything must work again."""
+_LIMIT = 300.0
+"""Seconds in which everything must work again; on a busy machine a process starts slowly."""
 SLOW = 1.0
 """Seconds from which a client is said to notice."""
 

@@ -50,16 +50,16 @@ def run_inside(module: str, arguments: Sequence[str]) -> int:
     everything that was started has gone, and the folder too.
     """
     enter, missing = isolation()
-    folder = tempfile.mkdtemp(prefix="forward-ofa-faults-")
-    command = [*enter, sys.executable, "-m", module, "--inside", folder, "--missing", missing]
 
     def end(number: int, frame: FrameType | None) -> None:
         raise _Told(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
-    child: subprocess.Popen[bytes] | None = None
+    folder, child = "", None
     try:
+        folder = tempfile.mkdtemp(prefix="forward-ofa-faults-")
+        command = [*enter, sys.executable, "-m", module, "--inside", folder, "--missing", missing]
         child = subprocess.Popen([*command, *arguments], start_new_session=True)
         return child.wait()
     except _Told as told:
