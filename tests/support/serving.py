@@ -24,6 +24,7 @@ from services.settings import ServeSettings
 from services.versions import VersionSettings
 from services.wire import STATUS_DETAILS_KEY, fault_from_details
 from services.wiring import Running, start
+from tests.support.hosts import LOOPBACK, Host
 
 SESSION = "session-0123456789"
 
@@ -48,16 +49,20 @@ async def running(registry: Path, **changes: Any) -> AsyncIterator[Running]:
 
 
 class Process:
-    """`python -m services` with a ready file."""
+    """`python -m services` with a ready file, on a host."""
 
-    def __init__(self, registry: Path | str, folder: Path, *arguments: str) -> None:
+    def __init__(
+        self, registry: Path | str, folder: Path, *arguments: str, host: Host = LOOPBACK
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.ready_file = folder / "ready.json"
         self._log = (folder / "log").open("w+")
-        command = [sys.executable, "-m", "services", "--registry", str(registry)]
+        command = [*host.enter, sys.executable, "-m", "services", "--registry", str(registry)]
         command += ["--ready-file", str(self.ready_file), "--poll-seconds", "0.1"]
         if "--listen" not in arguments:
-            command += ["--listen", "127.0.0.1:0"]
+            command += ["--listen", f"{host.address}:0"]
+        if not host.is_loopback:
+            command += ["--allow-insecure", "--metrics", f"{host.address}:0"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [*command, *arguments], stderr=self._log, env=environment, cwd=Path(__file__).parents[2]
