@@ -40,7 +40,9 @@ from forward_ofa_api.controller.v1 import controller_pb2, controller_pb2_grpc
 
 HERE = Path(__file__).parent
 _READY_SECONDS = 180.0
-_SMALL = ("training.epochs=2", "method.backbone.blocks=6", "candidates=100")
+_NOT_REACHED = 5
+"""The command's exit code for a server that does not answer."""
+_SMALL = ("training.epochs=1", "method.backbone.blocks=6", "candidates=100")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def train_again(running: Live, folder: Path) -> None:
 
 def _write_log(folder: Path) -> Path:
     """A synthetic log as CSV, and the lives of its users for the devices."""
-    log = generate_log(users=200, items=400)
+    log = generate_log(users=60, items=160)
     path, lives = folder / "log.csv", folder / "lives.jsonl"
     histories: dict[int, list[str]] = {}
     with path.open("w") as file:
@@ -121,10 +123,15 @@ def _train(trainer: str, log: Path, folder: Path, *more: str, label: bool = True
     command += ["--data", str(log), "--recipe", "quick", "--watch", *more]
     command += [part for setting in _SMALL for part in ("--set", setting)]
     command += ["--gate", "off", *(["--label", "stable"] if label else [])]
-    with (folder / "job.log").open("a") as output:
-        done = subprocess.run(command, stdout=output, stderr=output, check=False, timeout=600)
-    if done.returncode:
-        raise NotReady(f"the job failed: {(folder / 'job.log').read_text()[-2000:]}")
+    # A machine that has much to do may not answer in time; nothing was queued then.
+    for _ in range(5):
+        with (folder / "job.log").open("a") as output:
+            done = subprocess.run(command, stdout=output, stderr=output, check=False, timeout=600)
+        if done.returncode == 0:
+            return
+        if done.returncode != _NOT_REACHED:
+            break
+    raise NotReady(f"the job failed: {(folder / 'job.log').read_text()[-2000:]}")
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:

@@ -118,10 +118,10 @@ def _graph(panel: Drawn, series: Series, start: float, end: float) -> str:
         drawn.append(f"<text x={x:.0f} y={height - 3} text-anchor=middle>{clock}</text>")
     for level, name in panel.levels:
         if level is not None and level <= top:
-            y = at(start, level).partition(",")[2]
+            height_of_it = at(start, level).partition(",")[2]
             colour = _STAT.get(name, "#999")
             drawn.append(
-                f'<line x1={left} x2={width - 8} y1={y} y2={y} stroke="{colour}" '
+                f'<line x1={left} x2={width - 8} y1={height_of_it} y2={height_of_it} stroke="{colour}" '
                 "stroke-dasharray=5,4 />"
             )
     for index, points in enumerate(shown.values()):
