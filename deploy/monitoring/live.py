@@ -123,7 +123,7 @@ def _train(trainer: str, log: Path, folder: Path, *more: str, label: bool = True
     command += ["--data", str(log), "--recipe", "quick", "--watch", *more]
     command += [part for setting in _SMALL for part in ("--set", setting)]
     command += ["--gate", "off", *(["--label", "stable"] if label else [])]
-    # A machine that has much to do may not answer in time; nothing was queued then.
+    # A machine that has much to do may not answer in time; a second job does no harm.
     for _ in range(5):
         with (folder / "job.log").open("a") as output:
             done = subprocess.run(command, stdout=output, stderr=output, check=False, timeout=600)

@@ -78,6 +78,23 @@ class Board:
     tags: tuple[str, ...] = field(default=("forward-ofa",))
 
 
+def quantile(share: str, series: str, more: str = "", by: str = "") -> str:
+    """Of a histogram of seconds, bytes, ... over the window of rates."""
+    filters = f"{more}, $where" if more else "$where"
+    keys = f"le, {by}" if by else "le"
+    return f"histogram_quantile({share}, sum by ({keys}) (rate({series}_bucket{{{filters}}}$rate)))"
+
+
+def mean(series: str, more: str = "", by: str = "") -> str:
+    """Of a histogram over the window of rates; no value where nothing was counted."""
+    filters = f"{more}, $where" if more else "$where"
+    over = f"sum by ({by}) " if by else "sum"
+    return (
+        f"{over}(rate({series}_sum{{{filters}}}$rate))"
+        f" / ({over}(rate({series}_count{{{filters}}}$rate)) > 0)"
+    )
+
+
 def to_json(board: Board) -> str:
     """The file that Grafana reads; the same text for the same board."""
     made = (
@@ -105,22 +122,24 @@ def to_json(board: Board) -> str:
     )
     for variable in _variables(board):
         made = made.with_variable(variable)
+    _lay_out(made, board)
+    return str(JSONEncoder(sort_keys=True, indent=2).encode(made.build())) + "\n"
+
+
+def _lay_out(made: dashboard.Dashboard, board: Board) -> None:
     top = 0
     for row in board.rows:
-        made = made.with_row(dashboard.Row(row.title).grid_pos(models.GridPos(1, _COLUMNS, 0, top)))
+        made.with_row(dashboard.Row(row.title).grid_pos(models.GridPos(1, _COLUMNS, 0, top)))
         top += 1
         left, below = 0, top
         for panel in row.panels:
             height = _HEIGHTS[panel.kind]
             if left + panel.width > _COLUMNS:
                 left, top = 0, below
-            made = made.with_panel(
-                _panel(panel).grid_pos(models.GridPos(height, panel.width, left, top))
-            )
+            made.with_panel(_panel(panel).grid_pos(models.GridPos(height, panel.width, left, top)))
             left += panel.width
             below = max(below, top + height)
         top = below
-    return str(JSONEncoder(sort_keys=True, indent=2).encode(made.build())) + "\n"
 
 
 def _variables(
@@ -167,35 +186,7 @@ def _panel(panel: Panel) -> timeseries.Panel | stat.Panel:
     thresholds = dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE)
     thresholds = thresholds.steps([models.Threshold(value, colour) for value, colour in levels])
     made: timeseries.Panel | stat.Panel
-    if panel.kind == "stat":
-        options = common.ReduceDataOptions().calcs(["lastNotNull"]).values(False)
-        made = (
-            stat.Panel()
-            .reduce_options(options)
-            .color_mode(common_models.BigValueColorMode.VALUE)
-            .graph_mode(common_models.BigValueGraphMode.AREA)
-        )
-    else:
-        made = (
-            timeseries.Panel()
-            .line_width(1)
-            .fill_opacity(25 if panel.stack else 8)
-            .show_points(common_models.VisibilityMode.NEVER)
-            .legend(
-                common.VizLegendOptions()
-                .display_mode(common_models.LegendDisplayMode.LIST)
-                .placement(common_models.LegendPlacement.BOTTOM)
-                .show_legend(True)
-            )
-            .tooltip(common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI))
-        )
-        if panel.stack:
-            mode = common.StackingConfig().mode(common_models.StackingMode.NORMAL)
-            made = made.stacking(mode)
-        if panel.levels:
-            style = common.GraphThresholdsStyleConfig()
-            made = made.thresholds_style(style.mode(common_models.GraphThresholdsStyleMode.DASHED))
-        made = made.min(0)
+    made = _stat() if panel.kind == "stat" else _graph(panel)
     made = (
         made.title(panel.title)
         .description(panel.description)
@@ -207,4 +198,37 @@ def _panel(panel: Panel) -> timeseries.Panel | stat.Panel:
         query = prometheus.Dataquery().ref_id("ABCDEFGH"[index]).expr(expression)
         query = query.legend_format(panel.queries[index][1]).datasource(DATASOURCE)
         made = made.with_target(query)
+    return made
+
+
+def _stat() -> stat.Panel:
+    return (
+        stat.Panel()
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
+        .color_mode(common_models.BigValueColorMode.VALUE)
+        .graph_mode(common_models.BigValueGraphMode.AREA)
+    )
+
+
+def _graph(panel: Panel) -> timeseries.Panel:
+    legend = (
+        common.VizLegendOptions()
+        .display_mode(common_models.LegendDisplayMode.LIST)
+        .placement(common_models.LegendPlacement.BOTTOM)
+        .show_legend(True)
+    )
+    made = (
+        timeseries.Panel()
+        .line_width(1)
+        .fill_opacity(25 if panel.stack else 8)
+        .show_points(common_models.VisibilityMode.NEVER)
+        .legend(legend)
+        .tooltip(common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI))
+        .min(0)
+    )
+    if panel.stack:
+        made = made.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL))
+    if panel.levels:
+        style = common.GraphThresholdsStyleConfig()
+        made = made.thresholds_style(style.mode(common_models.GraphThresholdsStyleMode.DASHED))
     return made

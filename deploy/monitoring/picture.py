@@ -91,49 +91,67 @@ def _stat(panel: Drawn, series: Series) -> str:
 
 
 def _graph(panel: Drawn, series: Series, start: float, end: float) -> str:
-    width, height = panel.grid[2] * _CELL - _GAP - 2, panel.grid[3] * _ROW - _GAP - 60
-    left, bottom = 58, height - 16
     shown = _stacked(series) if panel.stacked else series
-    values = [value for points in shown.values() for _, value in points]
-    top = max([*values, 1e-12]) * 1.08
-    levels = [level for level, _ in panel.levels if level is not None]
-    # A threshold that is far away would press all lines to the ground.
-    top = max([top, *(level * 1.05 for level in levels if level < 3 * top)])
-
-    def at(moment: float, value: float) -> str:
-        x = left + (moment - start) / (end - start) * (width - left - 8)
-        return f"{x:.1f},{bottom - value / top * (bottom - 6):.1f}"
-
-    drawn = [f'<svg width={width} height={height} font-size=10 fill="#666">']
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        y = bottom - share * (bottom - 6) / 1.08
-        label = said(top / 1.08 * share, panel.unit) if share else "0"
-        drawn.append(f'<line x1={left} x2={width - 8} y1={y:.1f} y2={y:.1f} stroke="#eee"/>')
-        drawn.append(
-            f"<text x={left - 4} y={y + 3:.1f} text-anchor=end>{html.escape(label)}</text>"
-        )
-    for share in (0.02, 0.34, 0.66, 0.98):
-        clock = time.strftime("%H:%M:%S", time.gmtime(start + share * (end - start)))
-        x = left + share * (width - left - 8)
-        drawn.append(f"<text x={x:.0f} y={height - 3} text-anchor=middle>{clock}</text>")
+    plot = _Plot(panel, shown, start, end)
+    drawn = [f'<svg width={plot.width} height={plot.height} font-size=10 fill="#666">']
+    drawn += plot.axes(panel.unit)
     for level, name in panel.levels:
-        if level is not None and level <= top:
-            height_of_it = at(start, level).partition(",")[2]
-            colour = _STAT.get(name, "#999")
-            drawn.append(
-                f'<line x1={left} x2={width - 8} y1={height_of_it} y2={height_of_it} stroke="{colour}" '
-                "stroke-dasharray=5,4 />"
-            )
-    for index, points in enumerate(shown.values()):
-        path = " ".join(at(*point) for point in points)
+        if level is not None and level <= plot.top:
+            drawn.append(plot.across(level, _STAT.get(name, "#999"), "stroke-dasharray=5,4"))
+    legend = []
+    for index, (name, points) in enumerate(shown.items()):
+        path = " ".join(plot.at(*point) for point in points)
         colour = _COLOURS[index % len(_COLOURS)]
         drawn.append(f'<polyline points="{path}" fill=none stroke="{colour}" stroke-width=1.5 />')
+        legend.append(f'<span style="color:{colour}">&#9632;</span> {html.escape(name)}')
     drawn.append("</svg>")
-    legend = " ".join(
-        f'<span style="color:{_COLOURS[index % len(_COLOURS)]}">&#9632;</span> {html.escape(name)}'
-        for index, name in enumerate(shown)
-    )
-    return "".join(drawn) + f"<div class=l>{legend or 'no data'}</div>"
+    return "".join(drawn) + f"<div class=l>{' '.join(legend) or 'no data'}</div>"
+
+
+class _Plot:
+    """Where a point of a graph lies. top: the value at the upper edge."""
+
+    def __init__(self, panel: Drawn, series: Series, start: float, end: float) -> None:
+        self.width = panel.grid[2] * _CELL - _GAP - 2
+        self.height = panel.grid[3] * _ROW - _GAP - 60
+        self._start, self._seconds = start, end - start
+        self._left, self._bottom = 58, self.height - 16
+        values = [value for points in series.values() for _, value in points]
+        self._most = max([*values, 1e-12])
+        # A threshold that is far away would press all lines to the ground.
+        levels = [level for level, _ in panel.levels if level is not None]
+        near = [level * 1.05 for level in levels if level < 3 * self._most]
+        self.top = max([self._most * 1.08, *near])
+
+    def at(self, moment: float, value: float) -> str:
+        share = (moment - self._start) / self._seconds
+        return f"{self._left + share * (self.width - self._left - 8):.1f},{self._y(value):.1f}"
+
+    def across(self, value: float, colour: str, more: str = "") -> str:
+        """A line at a value."""
+        y = f"{self._y(value):.1f}"
+        return (
+            f'<line x1={self._left} x2={self.width - 8} y1={y} y2={y} stroke="{colour}" {more} />'
+        )
+
+    def axes(self, unit: str) -> list[str]:
+        """Lines with values, and the time below."""
+        drawn = []
+        for share in (0, 0.25, 0.5, 0.75, 1):
+            value = share * self._most
+            label = html.escape(said(value, unit)) if share else "0"
+            drawn.append(self.across(value, "#eee"))
+            y = self._y(value) + 3
+            drawn.append(f"<text x={self._left - 4} y={y:.1f} text-anchor=end>{label}</text>")
+        for share in (0.02, 0.34, 0.66, 0.98):
+            moment = self._start + share * self._seconds
+            clock = time.strftime("%H:%M:%S", time.gmtime(moment))
+            x = self.at(moment, 0).partition(",")[0]
+            drawn.append(f"<text x={x} y={self.height - 3} text-anchor=middle>{clock}</text>")
+        return drawn
+
+    def _y(self, value: float) -> float:
+        return self._bottom - value / self.top * (self._bottom - 6)
 
 
 def _stacked(series: Series) -> Series:

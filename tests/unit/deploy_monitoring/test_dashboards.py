@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+import subprocess
 
 import pytest
+import yaml
 
 from deploy.monitoring.boards import BOARDS
 from deploy.monitoring.dashboards import FOLDER
 from deploy.monitoring.panels import to_json
 from deploy.monitoring.picture import said
-from deploy.monitoring.queries import read_board
+from deploy.monitoring.queries import boards, filled_in, read_board
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.uid)
@@ -53,3 +56,22 @@ def test_values_as_people_read_them():
     assert said(0.999, "percentunit") == "99.9 %"
     assert said(249_600, "bytes") == "244 KiB"
     assert said(12, "reqps") == "12 req/s"
+
+
+def test_every_query_can_be_parsed(tmp_path):
+    """Each as a rule, by Prometheus' own parser."""
+    if shutil.which("promtool") is None:
+        pytest.skip("no promtool: deploy/check/install-tools installs it")
+    rules = [
+        {"record": f"panel:{number}", "expr": filled_in(query[0], "1m")}
+        for number, query in enumerate(
+            query for path in boards() for panel in read_board(path)[1] for query in panel.queries
+        )
+    ]
+    assert len(rules) > 60
+    file = tmp_path / "panels.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    done = subprocess.run(
+        ["promtool", "check", "rules", file], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
