@@ -85,7 +85,7 @@ _TRAFFIC = Row(
         Panel(
             "Calls by method",
             "All that ended, whatever their status.",
-            (("sum by (job, method) (rate(forward_ofa_requests_total{$where}$rate))",
+            (("sum by (job, method) (rate(forward_ofa_requests_total{$where}$rate)) > 0",
               "{{job}} {{method}}"),),
             "reqps", stack=True,
         ),
@@ -101,7 +101,7 @@ _TRAFFIC = Row(
             "Bytes sent a second",
             "All messages, by method.",
             (('sum by (job, method) (rate(forward_ofa_message_bytes_sum{direction="sent", $where}'
-              "$rate))", "{{job}} {{method}}"),),
+              "$rate)) > 0", "{{job}} {{method}}"),),
             "Bps", stack=True, alert="ForwardOfaBytesAbovePlan",
         ),
     ),
@@ -148,7 +148,8 @@ _SATURATION = Row(
         Panel(
             "Mapper: oldest waiting block",
             "How long it has waited for a worker.",
-            (("max by (instance) (forward_ofa_mapper_queue_age_seconds{$where})", "{{instance}}"),),
+            (("max by (instance) (forward_ofa_mapper_queue_age_seconds{$where} and on (instance) "
+             'forward_ofa_versions_loaded{target="mapper"})", "{{instance}}"),),
             "s", levels=((None, "green"), (0.1, "red")), alert="ForwardOfaMapperQueueAge",
         ),
         Panel(
