@@ -148,8 +148,8 @@ _SATURATION = Row(
         Panel(
             "Mapper: oldest waiting block",
             "How long it has waited for a worker.",
-            (("max by (instance) (forward_ofa_mapper_queue_age_seconds{$where} and on (instance) "
-             'forward_ofa_versions_loaded{target="mapper"})", "{{instance}}"),),
+            (("max by (instance) (forward_ofa_mapper_queue_age_seconds{$where} "
+              'and on (instance) forward_ofa_versions_loaded{target="mapper"})', "{{instance}}"),),
             "s", levels=((None, "green"), (0.1, "red")), alert="ForwardOfaMapperQueueAge",
         ),
         Panel(

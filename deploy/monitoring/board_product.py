@@ -58,9 +58,10 @@ PRODUCT = Board(
                   "{{accounting}}, p95")), width=12,
             ),
             Panel(
-                "How many blocks networks keep", "Networks a second, by kept blocks at most.",
-                (("sum by (le) (rate(forward_ofa_kept_blocks_bucket{$where}$rate))",
-                  "at most {{le}}"),), "reqps", width=12,
+                "How many blocks networks keep", "Of the networks that were sent.",
+                ((mean("forward_ofa_kept_blocks"), "mean"),
+                 (quantile("0.1", "forward_ofa_kept_blocks"), "p10"),
+                 (quantile("0.9", "forward_ofa_kept_blocks"), "p90")), width=12,
             ),
         )),
         Row("What a device receives", (

@@ -42,6 +42,8 @@ HERE = Path(__file__).parent
 _READY_SECONDS = 180.0
 _NOT_REACHED = 5
 """The command's exit code for a server that does not answer."""
+# What kinds of phones ask: any network, a quantised one, a small one.
+_PHONES = ((), ("--encoding", "int8"), ("--max-bytes", "130000"))
 _SMALL = ("training.epochs=1", "method.backbone.blocks=6", "candidates=100")
 
 
@@ -112,7 +114,7 @@ def _write_log(folder: Path) -> Path:
             file.write(f"{log.user_ids[user]},{log.item_ids[item]},{at}\n")
             histories.setdefault(int(user), []).append(log.item_ids[item])
     with lives.open("w") as file:
-        for user, items in list(histories.items())[:40]:
+        for user, items in list(histories.items())[:15]:
             life = {"device": log.user_ids[user], "history": items[:-10], "next": items[-10:]}
             file.write(json.dumps(life) + "\n")
     return path
@@ -258,14 +260,13 @@ def _devices(running: Live, folder: Path) -> Iterator[None]:
 
 
 def _populations(running: Live, folder: Path, stop: threading.Event) -> None:
-    encodings = ("float16", "int8")
     for turn in range(1_000):
         state = folder / f"state-{turn}"
         command = [sys.executable, "-m", "forward_ofa_device", "population", "--controller"]
         command += [running.controller, "--root-certificates", str(running.authority)]
         command += ["--histories", str(folder / "lives.jsonl"), "--state", str(state)]
         command += ["--out", str(folder / "steps.jsonl"), "--workers", "2", "--pause", "0.1"]
-        command += ["--step-seconds", "900", "--encoding", encodings[turn % 2]]
+        command += ["--step-seconds", "900", *_PHONES[turn % len(_PHONES)]]
         with (folder / "devices.log").open("ab") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output)
         while process.poll() is None:

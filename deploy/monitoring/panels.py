@@ -151,7 +151,7 @@ def _variables(
     ] = [
         dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus"),
         _query("namespace", f"label_values({up}, namespace)"),
-        _query("job", f"label_values({up}, job)"),
+        _query("job", f"label_values({up}, job)", board.jobs),
         _query("instance", 'label_values(up{job=~"$job"}, instance)'),
     ]
     if board.versions:
@@ -166,7 +166,7 @@ def _variables(
     return found
 
 
-def _query(name: str, query: str) -> dashboard.QueryVariable:
+def _query(name: str, query: str, everything: str = ".*") -> dashboard.QueryVariable:
     return (
         dashboard.QueryVariable(name)
         .label(name.capitalize())
@@ -176,7 +176,7 @@ def _query(name: str, query: str) -> dashboard.QueryVariable:
         .sort(models.VariableSort.ALPHABETICAL_ASC)
         .multi(True)
         .include_all(True)
-        .all_value(".*")
+        .all_value(everything)
         .current(models.VariableOption(selected=True, text="All", value="$__all"))
     )
 

@@ -145,7 +145,7 @@ class _Plot:
             drawn.append(self.across(value, "#eee"))
             y = self._y(value) + 3
             drawn.append(f"<text x={self._left - 4} y={y:.1f} text-anchor=end>{label}</text>")
-        for share in (0.02, 0.34, 0.66, 0.98):
+        for share in (0.04, 0.34, 0.64, 0.94):
             moment = self._start + share * self._seconds
             clock = time.strftime("%H:%M:%S", time.gmtime(moment))
             x = self.at(moment, 0).partition(",")[0]
@@ -202,7 +202,7 @@ def _shoot(browser: str, text: str, window: tuple[int, int], picture: Path) -> P
             raise NoBrowser(f"chromium did not draw: {done.stderr.decode()[-500:]}")
         # Few colours are enough for lines, and a third of the bytes.
         with Image.open(shot) as image:
-            image.convert("RGB").quantize(48).save(picture, optimize=True)
+            image.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(picture, optimize=True)
     return picture
 
 

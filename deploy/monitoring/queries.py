@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -36,8 +37,13 @@ class Drawn:
 
 
 def read_board(path: Path) -> tuple[str, list[Drawn]]:
-    """Title and panels; rows are panels of the kind `row`."""
+    """Title and panels, with every variable at "All"; rows are panels of the kind `row`."""
     raw = json.loads(path.read_text())
+    everything = {
+        f"${variable['name']}": variable["allValue"]
+        for variable in raw["templating"]["list"]
+        if "allValue" in variable
+    }
     panels = []
     for panel in raw["panels"]:
         defaults = panel.get("fieldConfig", {}).get("defaults", {})
@@ -51,7 +57,10 @@ def read_board(path: Path) -> tuple[str, list[Drawn]]:
                 defaults.get("unit", ""),
                 custom.get("stacking", {}).get("mode") == "normal",
                 tuple((step.get("value"), step["color"]) for step in steps),
-                tuple((t["expr"], t["legendFormat"]) for t in panel.get("targets", ())),
+                tuple(
+                    (_with(t["expr"], everything), t["legendFormat"])
+                    for t in panel.get("targets", ())
+                ),
                 (at.get("x", 0), at.get("y", 0), at["w"], at["h"]),
             )
         )
@@ -63,11 +72,10 @@ def boards() -> Iterator[Path]:
     yield from sorted(DASHBOARDS.glob("*.json"))
 
 
-def filled_in(expression: str, window: str) -> str:
-    """With every variable at "All"; `window`: what Grafana would take for rates."""
-    for name in ("namespace", "job", "instance", "version"):
-        expression = expression.replace(f"${name}", ".*")
-    return expression.replace("$__rate_interval", window)
+def _with(expression: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        expression = expression.replace(name, value)
+    return expression
 
 
 def ask(prometheus: str, path: str, **parameters: Any) -> Any:
@@ -90,13 +98,14 @@ def over_time(
     step = max(1.0, (end - start) / 240)
     found = ask(
         prometheus, "query_range",
-        query=filled_in(expression, window), start=start, end=end, step=step,
+        query=expression.replace("$__rate_interval", window), start=start, end=end, step=step,
     )  # fmt: skip
     series: Series = {}
     for one in found["result"]:
         name = legend
         for label, value in one["metric"].items():
             name = name.replace(f"{{{{{label}}}}}", value)
+        name = re.sub(r"\{\{\w+\}\}", "", name).strip()
         points = [(float(at), float(value)) for at, value in one["values"]]
         points = [(at, value) for at, value in points if math.isfinite(value)]
         if points:
