@@ -98,6 +98,14 @@ format: $(DEV) ## let ruff and buf repair what they can
 	$(BIN)/ruff format
 	$(BIN)/buf format --write protos
 
+.PHONY: dashboards
+dashboards: $(DEV) ## write deploy/monitoring/grafana/dashboards/ from boards.py
+	$(BIN)/python -m deploy.monitoring.dashboards
+
+.PHONY: watch-live
+watch-live: $(DEV) ## the whole system under load, watched by Prometheus, and pictures of its dashboards
+	$(BIN)/python -m deploy.monitoring.live $(ARGS)
+
 .PHONY: requirements
 requirements: $(DEV) ## pin anew what requirements/*.in leave open
 	for name in runtime s3 tracing trainer dev; do \

@@ -31,6 +31,7 @@ from forward_ofa_device.history import History
 from forward_ofa_device.outcome import Ranked, RefreshOutcome
 from forward_ofa_device.policy import Budget, RefreshPolicy, RetrySchedule, cosine_distance
 from forward_ofa_device.release import Release
+from forward_ofa_device.report import TOP, Tally
 from forward_ofa_device.store import StateStore
 from forward_ofa_device.wire import (
     Cost,
@@ -53,6 +54,8 @@ class Device:
     state_dir: a private directory of this device, used by one Device at a time.
     controller: "host:port", or a Connection for TLS and deadlines.
     encodings: of parameters, best liked first. clock: seconds since the epoch.
+    report: tell the cloud, with the next request, how many new items the user touched and how
+    many of them the network had among its ten best; nothing else about them.
     history_limit: items remembered. sync: wait until the disk has what is written; without
     it a loss of power may cost a download.
 
@@ -69,6 +72,7 @@ class Device:
         budget: Budget | None = None,
         policy: RefreshPolicy | None = None,
         encodings: Sequence[Encoding] = ("float16",),
+        report: bool = True,
         history_limit: int = HISTORY_LIMIT,
         sync: bool = True,
         clock: Callable[[], float] = time.time,
@@ -84,6 +88,7 @@ class Device:
         self._refreshing = threading.Lock()
         self._lock = threading.Lock()
         self._wanted: dict[str, None] = {}
+        self._tally, self._tells = Tally(), report
         self._last_error: DeviceError | None = None
         self._closed = False
         self._cloud = Cloud(connection)
@@ -132,7 +137,7 @@ class Device:
         """
         self._check_open()
         with self._lock:
-            self._history.add(item_ids)
+            self._tally.touched(self._history.add(item_ids))
 
     def refresh(self, *, force: bool = False) -> RefreshOutcome:
         """Asks for a network if there is reason to; `force`: even if there is none.
@@ -184,8 +189,10 @@ class Device:
         keep = [n for n, item_id in enumerate(item_ids) if item_id not in seen]
         window = release.items.window(history, release.bundle.manifest.backbone.history)
         scores = release.engine.scores(held.network, window, rows[keep])
-        order = np.argsort(-scores, kind="stable")[:top]
-        return [Ranked(item_ids[keep[n]], float(scores[n])) for n in order]
+        order = np.argsort(-scores, kind="stable")
+        if candidates is None and not include_seen:
+            self._tally.ranked(release.version, [item_ids[keep[n]] for n in order[:TOP]])
+        return [Ranked(item_ids[keep[n]], float(scores[n])) for n in order[:top]]
 
     # What an app may want to know
 
@@ -249,6 +256,7 @@ class Device:
             raise
         except DeviceError as error:
             log.info("refresh failed: %s", error)
+            self._tally.failed(error)
             outcome.error = self._last_error = error
             self._note_failure(error)
             outcome.retry_in = self._schedule.wait()
@@ -314,6 +322,7 @@ class Device:
         except (CloudError, CorruptFile, WrongVersion) as error:
             if isinstance(error, CloudError) and error.reason == UNREACHABLE:
                 raise
+            self._tally.failed(error)
             release.unavailable.add(shard)
             log.warning("item shard %d of version %s: %s", shard, release.version, error)
 
@@ -349,10 +358,14 @@ class Device:
         candidates = held.candidates if held and same else None
         session_id = self._session_id
         request = build_request(release, plan, session_id, candidates)
+        report = self._tally.report() if self._tells else None
+        if report is not None:
+            request.report.CopyFrom(report)
         outcome.requested = True
         start = time.perf_counter()
         response = self._cloud.request_network(request)
         outcome.latency_ms = (time.perf_counter() - start) * 1000
+        self._tally.told(report)
         received = read_response(
             response, release, plan, session_id, candidates, self._clock(), self._rng
         )

@@ -52,8 +52,9 @@ class History:
     def seen(self) -> frozenset[str]:
         return frozenset(self._counts)
 
-    def add(self, item_ids: Iterable[str]) -> None:
-        """Raises ValueError for what is no item id, StorageError if it cannot be written."""
+    def add(self, item_ids: Iterable[str]) -> list[str]:
+        """Those that were not there before, each once. Raises ValueError for what is no item id,
+        StorageError if it cannot be written."""
         added = [_checked(item) for item in item_ids]
         text = "".join(json.dumps(item) + "\n" for item in added)
         try:
@@ -63,10 +64,12 @@ class History:
         except OSError as error:
             self._torn = True
             raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
+        new = [item for item in dict.fromkeys(added) if item not in self._counts]
         self._remember(added)
         self._lines += len(added)
         if self._lines > 2 * self._limit:
             self._compact()
+        return new
 
     def _remember(self, items: Iterable[str]) -> None:
         for item in items:

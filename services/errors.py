@@ -243,6 +243,20 @@ CATALOGUE: Mapping[Reason, Entry] = {
 }
 
 
+OUR_FAULT = frozenset(
+    {
+        Reason.OVERLOADED,
+        Reason.UPSTREAM_UNAVAILABLE,
+        Reason.DEADLINE,
+        Reason.CORRUPT_VERSION,
+        Reason.NO_VERSION,
+        Reason.INTERNAL,
+    }
+)
+"""What counts against the availability that devices are promised; for the others, callers can
+do something themselves."""
+
+
 class _Fields(dict[str, object]):
     def __missing__(self, key: str) -> str:
         return "?"

@@ -10,7 +10,7 @@ announces is loaded when it is asked for.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import datetime
 import hashlib
 import logging
 import math
@@ -38,6 +38,7 @@ from services.runtime.settings import SettingsError
 
 _LOGGER = logging.getLogger(__name__)
 _FAILED_LOAD_SECONDS = 10.0
+_QUALITY = ("ndcg@10", "hit@10")
 T = TypeVar("T")
 
 
@@ -78,9 +79,11 @@ def session_bucket(session_id: str) -> float:
 
 @dataclass
 class _Held(Generic[T]):
-    """asked: when it was asked for last, by the monotonic clock."""
+    """asked: when it was asked for last, by the monotonic clock. created: when it was made, in
+    seconds since 1970; 0: its manifest does not say."""
 
     what: T
+    created: float
     asked: float
     count: Callable[[], None]
 
@@ -125,6 +128,7 @@ class Versions(Generic[T]):
         self._followed: list[Label] = []
         self._labelled: tuple[float, frozenset[str]] = (-math.inf, frozenset())
         metrics.versions_loaded.labels(target).set(0)
+        metrics.version_load_failures.labels(target)
 
     @property
     def current(self) -> str:
@@ -222,7 +226,7 @@ class Versions(Generic[T]):
     async def _load_now(self, version: str) -> _Held[T]:
         started = time.monotonic()
         try:
-            loaded = await asyncio.to_thread(lambda: self._load(self._registry.open(version)))
+            published, loaded = await asyncio.to_thread(self._open, version)
         except Exception as error:
             fault = _as_fault(error)
             # Without what led to it: its frames hold whatever was loaded so far.
@@ -234,12 +238,25 @@ class Versions(Generic[T]):
             del self._loading[version]
         self._failed.pop(version, None)
         counter = self._metrics.version_requests.labels(self._target, version)
-        held = _Held(loaded, time.monotonic(), counter.inc)
+        created = _seconds_since_1970(published.manifest.created)
+        held = _Held(loaded, created, time.monotonic(), counter.inc)
         self._loaded[version] = held
+        self._show_quality(published)
         self._evict(newest=version)
         seconds = round(time.monotonic() - started, 3)
         log(_LOGGER, logging.INFO, "loaded", target=self._target, version=version, seconds=seconds)
         return held
+
+    def _open(self, version: str) -> tuple[PublishedVersion, T]:
+        published = self._registry.open(version)
+        return published, self._load(published)
+
+    def _show_quality(self, published: PublishedVersion) -> None:
+        manifest, gauge = published.manifest, self._metrics.version_metric
+        for name in _QUALITY:
+            value = manifest.metrics.get(name)
+            if isinstance(value, (int, float)):
+                gauge.labels(self._target, manifest.version, name).set(value)
 
     def _evict(self, newest: str = "") -> None:
         """Drops what is idle, then what was asked for longest ago; never a labelled version."""
@@ -255,8 +272,7 @@ class Versions(Generic[T]):
 
     def _drop(self, version: str) -> None:
         del self._loaded[version]
-        with contextlib.suppress(KeyError):
-            self._metrics.version_requests.remove(self._target, version)
+        self._metrics.forget_version(self._target, version)
         log(_LOGGER, logging.INFO, "dropped", target=self._target, version=version)
 
     async def _look(self) -> None:
@@ -319,6 +335,9 @@ class Versions(Generic[T]):
         if self._current:
             gauge.remove(self._target, self._current)
         gauge.labels(self._target, version).set(1)
+        self._metrics.current_version_created.labels(self._target).set(
+            self._loaded[version].created
+        )
         self._current = version
         self._evict()
         log(_LOGGER, logging.INFO, "current version", target=self._target, version=version)
@@ -345,6 +364,15 @@ class Versions(Generic[T]):
             except Exception:
                 # Whatever it is: who stops looking stays on this version for ever.
                 _LOGGER.exception("a look at the labels failed: %s", self._target)
+
+
+def _seconds_since_1970(created: str) -> float:
+    """0 for what is no time; a version without one serves as well as any other."""
+    try:
+        moment = datetime.datetime.fromisoformat(created)
+    except ValueError:
+        return 0.0
+    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 def _as_fault(error: Exception) -> Fault:

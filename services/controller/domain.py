@@ -16,7 +16,8 @@ from services.controller.candidates import (
     CandidateOrder,
     check_etag,
 )
-from services.controller.served import Allowance, ServedVersion
+from services.controller.reports import DeviceReport, Reports
+from services.controller.served import Allowance, DenseNetwork, ServedVersion
 from services.controller.settings import ControllerSettings
 from services.errors import Fault, Reason, RetryMs
 from services.ports import (
@@ -43,6 +44,7 @@ class NetworkRequest:
     held_etag: str = ""
     accept_partial: bool = False
     timeout: float | None = None
+    report: DeviceReport | None = None
 
     @property
     def order(self) -> CandidateOrder:
@@ -86,6 +88,9 @@ class _Series:
     def __init__(self, metrics: Metrics) -> None:
         self.paper_flops = metrics.device_flops.labels("paper")
         self.true_flops = metrics.device_flops.labels("true")
+        self.dense_paper_flops = metrics.dense_flops.labels("paper")
+        self.dense_true_flops = metrics.dense_flops.labels("true")
+        self.dense_bytes = metrics.dense_bytes
         self.generation_flops = metrics.generation_flops
         self.kept_blocks = metrics.kept_blocks
         self.artefact_bytes = metrics.response_bytes.labels("artefact")
@@ -111,6 +116,7 @@ class Controller:
         self._versions, self._assembler, self._finder = versions, assembler, finder
         self._settings, self._metrics = settings, metrics
         self._series = _Series(metrics)
+        self._reports = Reports(metrics, lambda: versions.loaded)
 
     async def request_network(self, request: NetworkRequest) -> NetworkReply:
         """One network and its candidates. Raises Fault."""
@@ -141,7 +147,9 @@ class Controller:
             (self._settings.retry_min_ms, self._settings.retry_max_ms),
             self._versions.current_for(request.session_id),
         )
-        self._observe(reply, sum(path))
+        self._observe(reply, sum(path), served.dense(request.encoding))
+        if request.report is not None:
+            self._reports.count(request.report)
         return reply
 
     async def candidates(self, request: CandidatesRequest) -> CandidateList:
@@ -207,10 +215,13 @@ class Controller:
         elsewhere = cost.queue_us + cost.map_us
         return network, max(cost.assemble_us, _us_since(asked) - elsewhere)
 
-    def _observe(self, reply: NetworkReply, kept: int) -> None:
+    def _observe(self, reply: NetworkReply, kept: int, dense: DenseNetwork) -> None:
         cost, series = reply.network.cost, self._series
         series.paper_flops.observe(cost.paper_device_flops)
         series.true_flops.observe(cost.true_device_flops)
+        series.dense_paper_flops.inc(dense.flops.paper)
+        series.dense_true_flops.inc(dense.flops.true)
+        series.dense_bytes.inc(dense.bytes)
         series.generation_flops.observe(cost.generation_flops)
         series.kept_blocks.observe(kept)
         series.artefact_bytes.observe(cost.artefact_bytes)

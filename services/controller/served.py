@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,6 +25,14 @@ class Allowance:
 
 
 @dataclass(frozen=True)
+class DenseNetwork:
+    """The network with all blocks, to compare with. bytes: of its artefact."""
+
+    flops: Flops
+    bytes: int
+
+
+@dataclass(frozen=True)
 class ServedVersion:
     """One version at the controller, ready to answer."""
 
@@ -34,6 +42,7 @@ class ServedVersion:
     layout: BlockLayout
     block_flops: Flops
     fixed_flops: Flops
+    _dense: dict[Encoding, DenseNetwork] = field(default_factory=dict, init=False)
 
     @property
     def version(self) -> str:
@@ -59,6 +68,16 @@ class ServedVersion:
         )
         served.index.search(np.zeros(backbone.config.hidden, np.float32), 1)
         return served
+
+    def dense(self, encoding: Encoding) -> DenseNetwork:
+        """What a network with all blocks would cost; counted once an encoding."""
+        known = self._dense.get(encoding)
+        if known is None:
+            blocks = self.backbone.blocks
+            flops = self.fixed_flops + self.block_flops * blocks
+            size = self._bytes((True,) * blocks, encoding, blocks)
+            known = self._dense[encoding] = DenseNetwork(flops, size)
+        return known
 
     def check_budget(
         self, path: tuple[bool, ...], encoding: Encoding, allowance: Allowance

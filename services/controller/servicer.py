@@ -18,6 +18,7 @@ from services.controller.domain import (
     NetworkReply,
     NetworkRequest,
 )
+from services.controller.reports import DeviceReport
 from services.controller.served import Allowance
 from services.wire import (
     choose_encoding,
@@ -58,6 +59,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                 held_etag=request.held_candidates_etag,
                 accept_partial=request.accept_partial_candidates,
                 timeout=time_left(),
+                report=_report(request),
             )
         )
         return _network_message(reply)
@@ -98,6 +100,13 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         return controller_pb2.GetCandidatesResponse(
             version=request.version, candidates=_candidates_message(found)
         )
+
+
+def _report(request: controller_pb2.RequestNetworkRequest) -> DeviceReport | None:
+    if not request.HasField("report"):
+        return None
+    told = request.report
+    return DeviceReport(told.version, told.touched, told.hits, told.damaged)
 
 
 def _network_message(reply: NetworkReply) -> bytes:

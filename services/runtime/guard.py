@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
-from services.errors import CATALOGUE, Fault, Reason
+from services.errors import CATALOGUE, OUR_FAULT, Fault, Reason
 from services.runtime.access import Access
 from services.runtime.admission import Admission, Pacer, Unread
 from services.runtime.context import (
@@ -20,6 +20,7 @@ from services.runtime.context import (
     deadline,
     request_id,
     sane_traceparent,
+    seconds_left,
     traceparent,
 )
 from services.runtime.core import Metadata
@@ -38,10 +39,12 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 Refusal = tuple[grpc.StatusCode, str, Metadata]
 # A line for each would cost more than the refusal; the metrics count them.
 _QUIET = {Reason.OVERLOADED: logging.DEBUG, Reason.RATE_LIMITED: logging.DEBUG}
-_OUR_FAULT = {Reason.INTERNAL, Reason.CORRUPT_VERSION}
+_LOUD = {Reason.INTERNAL, Reason.CORRUPT_VERSION}
 _CERTIFICATE_NAMES = ("x509_subject_alternative_name", "x509_common_name")
 # These took as long as a call takes; others end early.
 _WHOLE = {"OK", "DEADLINE_EXCEEDED"}
+# gRPC's clock and ours tell a deadline a little apart.
+_DEADLINE_MARGIN = 0.005
 
 
 class CallGuard:
@@ -115,7 +118,10 @@ class _Method:
         self.took = self.metrics.request_seconds.labels(self.name)
         self.received = self.metrics.message_bytes.labels(self.name, "received")
         self.sent = self.metrics.message_bytes.labels(self.name, "sent")
-        self._ended: dict[str, Any] = {}
+        # There from the start: the rate of a series that begins with its first failure is 0.
+        self._ended = {"OK": self.metrics.requests.labels(self.name, "OK")}
+        for reason in OUR_FAULT:
+            self.metrics.rejections.labels(self.name, reason)
 
     def decode(self, data: bytes) -> Any:
         """Raises Fault MALFORMED_MESSAGE; gRPC would answer UNKNOWN with an internal text."""
@@ -131,10 +137,14 @@ class _Method:
     def refuse(self) -> Refusal:
         """Status, text and metadata of OVERLOADED, counted. No line in the log: see `_QUIET`."""
         fault = Fault(Reason.OVERLOADED, retry=self.admission.window())
-        self.metrics.rejections.labels(fault.reason).inc()
+        self.reject(fault.reason)
         self.count(fault.status)
         details = (STATUS_DETAILS_KEY, status_details(fault))
         return grpc.StatusCode[fault.status], fault.text, (details,)
+
+    def reject(self, reason: Reason) -> None:
+        """One more failed call."""
+        self.metrics.rejections.labels(self.name, reason).inc()
 
     def count(self, code: str) -> None:
         """One more call that ended so."""
@@ -253,14 +263,14 @@ class _Call:
         method.admission.enter()
         self._admitted = True
 
-    def end(self, code: str, sent: int = 0, reason: str = "") -> None:
-        """sent: bytes of the answer."""
+    def end(self, code: str, sent: int = 0, reason: str = "", counted: str = "") -> None:
+        """sent: bytes of the answer. counted: the status that the metrics have, if not `code`."""
         method = self._method
         seconds = time.perf_counter() - self._started
         if self._admitted:
             self._admitted = False
             method.admission.leave(seconds, whole=code in _WHOLE)
-        method.count(code)
+        method.count(counted or code)
         method.took.observe(seconds)
         if sent:
             method.sent.observe(sent)
@@ -271,7 +281,7 @@ class _Call:
         """Ends the call with the status of `error`."""
         if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             # The caller has gone or its deadline passed; gRPC has answered already.
-            self.end("CANCELLED", sent)
+            self._abandoned(sent)
             raise error
         if isinstance(error, Fault):
             fault = self._with_window(error)
@@ -282,10 +292,18 @@ class _Call:
         else:
             raise error
         self._log(fault, error)
-        self._method.metrics.rejections.labels(fault.reason).inc()
+        self._method.reject(fault.reason)
         self.end(fault.status, sent, fault.reason)
         trailing = ((STATUS_DETAILS_KEY, status_details(fault)), (REQUEST_ID_KEY, self._id))
         await self._context.abort(grpc.StatusCode[fault.status], fault.text, trailing)
+
+    def _abandoned(self, sent: int) -> None:
+        """Counts what the caller saw: who waits no longer is no failure of ours, who waited until
+        its deadline is one."""
+        late = seconds_left(_DEADLINE_MARGIN) == 0
+        if late:
+            self._method.reject(Reason.DEADLINE)
+        self.end("CANCELLED", sent, counted="DEADLINE_EXCEEDED" if late else "")
 
     def _with_window(self, fault: Fault) -> Fault:
         """A queue that is full knows the load no better than we do."""
@@ -294,9 +312,9 @@ class _Call:
         return fault
 
     def _log(self, fault: Fault, error: BaseException) -> None:
-        ours = fault.reason in _OUR_FAULT
-        level = logging.ERROR if ours else _QUIET.get(fault.reason, logging.INFO)
-        text = str(error) if ours else fault.detail
+        loud = fault.reason in _LOUD
+        level = logging.ERROR if loud else _QUIET.get(fault.reason, logging.INFO)
+        text = str(error) if loud else fault.detail
         name, reason = self._method.name, str(fault.reason)
         log(_LOGGER, level, "call failed", method=name, reason=reason, detail=text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client import Histogram as _Histogram
@@ -38,6 +39,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         r = self.registry
         ProcessCollector(registry=r)
+        build_info(r)
         self.requests = Counter(
             "forward_ofa_requests", "Calls by gRPC status", ["method", "code"], registry=r
         )
@@ -55,9 +57,11 @@ class Metrics:
             registry=r,
         )
         self.rejections = Counter(
-            "forward_ofa_rejections", "Failed calls by reason (docs/errors.md)", ["reason"],
+            "forward_ofa_rejections",
+            "Failed calls by method and reason (docs/errors.md)",
+            ["method", "reason"],
             registry=r,
-        )  # fmt: skip
+        )
         self.message_bytes = Histogram(
             "forward_ofa_message_bytes",
             "Bytes of a call, by method and direction: received, sent (all messages of a stream)",
@@ -74,6 +78,7 @@ class Metrics:
         self._cost(r)
         self._mapper(r)
         self._versions(r)
+        self._reports(r)
 
     def reloaded(self, what: str) -> None:
         """See `watched.Reloads`."""
@@ -96,6 +101,8 @@ class Metrics:
             ["what"],
             registry=r,
         )
+        for what in ("tls", "upstream", "tokens", "jwt"):
+            self.reload_failures.labels(what)
         self.certificate_expiry = Gauge(
             "forward_ofa_tls_certificate_expiry_timestamp_seconds",
             "When the certificate in use expires",
@@ -122,6 +129,18 @@ class Metrics:
             "Bytes sent, by part: artefact, candidates, bundle",
             ["part"],
             buckets=_BYTES,
+            registry=r,
+        )
+        self.dense_flops = Counter(
+            "forward_ofa_dense_flops",
+            "What forward_ofa_device_flops would add up to if every network had all blocks",
+            ["accounting"],
+            registry=r,
+        )
+        self.dense_bytes = Counter(
+            "forward_ofa_dense_bytes",
+            "What the artefacts of forward_ofa_response_bytes would add up to if every network "
+            "had all blocks, each in the encoding that was asked for",
             registry=r,
         )
         self.kept_blocks = Histogram(
@@ -183,6 +202,18 @@ class Metrics:
             ["target", "version"],
             registry=r,
         )
+        self.current_version_created = Gauge(
+            "forward_ofa_current_version_timestamp_seconds",
+            "When the version that new sessions get was made",
+            ["target"],
+            registry=r,
+        )
+        self.version_metric = Gauge(
+            "forward_ofa_version_metric",
+            "What a version in memory reached in its own evaluation, on the test split",
+            ["target", "version", "metric"],
+            registry=r,
+        )
         self.canary_percent = Gauge(
             "forward_ofa_canary_percent",
             "Share of the sessions that get the canary's version",
@@ -198,3 +229,51 @@ class Metrics:
         self.version_load_failures = Counter(
             "forward_ofa_version_load_failures", "Loads that failed", ["target"], registry=r
         )
+
+    def _reports(self, r: CollectorRegistry) -> None:
+        self.device_reports = Counter(
+            "forward_ofa_device_reports",
+            "Reports of devices about the networks that they had: counted, or ignored since they "
+            "make no sense",
+            ["result"],
+            registry=r,
+        )
+        self.online_touches = Counter(
+            "forward_ofa_online_touches",
+            "New items that users touched beside a ranking, as devices report, by the version "
+            "that ranked; other: one that is not in memory here",
+            ["version"],
+            registry=r,
+        )
+        self.online_hits = Counter(
+            "forward_ofa_online_hits",
+            "Those of forward_ofa_online_touches that were among the ten best of the ranking",
+            ["version"],
+            registry=r,
+        )
+        self.device_damaged = Counter(
+            "forward_ofa_device_damaged",
+            "Networks and files that devices threw away, since a digest or the content was wrong",
+            registry=r,
+        )
+
+    def forget_version(self, target: str, version: str) -> None:
+        """No series of a version that has left memory, so that their number stays bounded."""
+        self.version_requests.remove_by_labels({"target": target, "version": version})
+        self.version_metric.remove_by_labels({"target": target, "version": version})
+        if target == "controller":
+            self.online_touches.remove_by_labels({"version": version})
+            self.online_hits.remove_by_labels({"version": version})
+
+
+def build_info(registry: CollectorRegistry) -> None:
+    """Adds the gauge that says which release of this software a process is."""
+    info = Gauge(
+        "forward_ofa_build_info", "1, with the release of this software", ["release"],
+        registry=registry,
+    )  # fmt: skip
+    try:
+        release = version("forward-ofa")
+    except PackageNotFoundError:  # run from a folder, not installed
+        release = "unknown"
+    info.labels(release).set(1)

@@ -12,6 +12,7 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +34,37 @@ _ALL = 100_000
 
 @dataclass(frozen=True)
 class _Sign:
-    """A revision of a job, and when it was seen first, on our own clock."""
+    """Something of a job that changes, and when it was seen first, on our own clock."""
 
-    attempt: int
-    revision: int
+    what: tuple[object, ...]
     seen: float
+
+
+def _signs(
+    running: list[Job],
+    known: dict[str, _Sign],
+    what: Callable[[Job], tuple[object, ...]],
+    now: float,
+) -> dict[str, _Sign]:
+    """Job -> its sign: the known one while it is the same, else one that is seen now."""
+    found = {}
+    for job in running:
+        fresh, before = _Sign(what(job), now), known.get(job.id)
+        found[job.id] = before if before is not None and before.what == fresh.what else fresh
+    return found
+
+
+def _longest(signs: dict[str, _Sign], now: float) -> float:
+    return max((now - sign.seen for sign in signs.values()), default=0.0)
+
+
+def _alive(job: Job) -> tuple[object, ...]:
+    return job.attempt, job.revision
+
+
+def _standing(job: Job) -> tuple[object, ...]:
+    step = (job.progress.stage, job.progress.step) if job.progress else ()
+    return job.attempt, *step
 
 
 class Reaper:
@@ -55,24 +82,21 @@ class Reaper:
         self._settings, self._records = settings, records
         self._announcer, self._metrics = announcer, metrics
         self._signs: dict[str, _Sign] = {}
+        self._steps: dict[str, _Sign] = {}
         self._missing: dict[str, float] = {}
 
     def forget(self) -> None:
         """Redis was away: all leases start anew."""
         self._signs.clear()
+        self._steps.clear()
         self._missing.clear()
 
     def look(self, now: float) -> list[Job]:
         """Once, at `now` on the monotonic clock. Raises RecordsUnavailable."""
         live = self._records.live()
-        signs: dict[str, _Sign] = {}
-        for job in live:
-            if job.state is JobState.RUNNING:
-                known = self._signs.get(job.id)
-                fresh = _Sign(job.attempt, job.revision, now)
-                same = known and (known.attempt, known.revision) == (job.attempt, job.revision)
-                signs[job.id] = known if known is not None and same else fresh
-        self._signs = signs
+        running = [job for job in live if job.state is JobState.RUNNING]
+        signs = self._signs = _signs(running, self._signs, _alive, now)
+        self._steps = _signs(running, self._steps, _standing, now)
         for job in live:
             sign = signs.get(job.id)
             if sign is not None and now - sign.seen >= self._settings.lease_seconds:
@@ -81,7 +105,8 @@ class Reaper:
         self._metrics.looked(
             live,
             time.time(),
-            max((now - sign.seen for sign in signs.values()), default=0.0),
+            _longest(signs, now),
+            _longest(self._steps, now),
         )
         return live
 

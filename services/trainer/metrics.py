@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from services.ports import Job, JobProgress, JobState
+from services.runtime.metrics import build_info
 
 _JOB_SECONDS = tuple(10.0 * 3**n for n in range(10))
 _PREFIX = "forward_ofa_trainer_"
@@ -20,6 +21,7 @@ class TrainerMetrics:
     def __init__(self, *, worker: bool) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        build_info(self.registry)
         if worker:
             self._worker(self.registry)
         else:
@@ -52,6 +54,17 @@ class TrainerMetrics:
         self._margin = Gauge(
             f"{_PREFIX}gate_margin", "Metric of the last version less what was required", registry=r
         )
+        self._judged = Gauge(
+            f"{_PREFIX}gate_metric",
+            "The gate's metric on the validation split, at the last gate: of the candidate, of the "
+            "stable version (0: there was none), and what was required",
+            ["of"],
+            registry=r,
+        )
+        self._published = Counter(
+            f"{_PREFIX}versions_published", "Versions that jobs of this worker published",
+            registry=r,
+        )  # fmt: skip
 
     def progressed(self, progress: JobProgress) -> None:
         """How fast it goes."""
@@ -69,6 +82,10 @@ class TrainerMetrics:
         if job.verdict is not None:
             self._gate.set(job.verdict.passed)
             self._margin.set(job.verdict.candidate - job.verdict.required)
+            for of in ("candidate", "stable", "required"):
+                self._judged.labels(of).set(getattr(job.verdict, of))
+        if job.version:
+            self._published.inc()
 
     def _heartbeat_age(self) -> float:
         return time.monotonic() - self._heartbeat if self.running._value.get() else 0.0
@@ -85,6 +102,17 @@ class TrainerMetrics:
         self._oldest_sign = Gauge(
             f"{_PREFIX}oldest_heartbeat_seconds",
             "Since the last sign of life of the running job that is silent longest",
+            registry=r,
+        )
+        self._no_progress = Gauge(
+            f"{_PREFIX}oldest_progress_seconds",
+            "Since the running job that stands still longest went a step or a stage further",
+            registry=r,
+        )
+        self._last = Gauge(
+            f"{_PREFIX}last_ended_timestamp_seconds",
+            "When the newest job on record ended in this state; 0: none did",
+            ["state"],
             registry=r,
         )
         self.lost = Counter(
@@ -104,16 +132,23 @@ class TrainerMetrics:
 
     def remembered(self, jobs: Sequence[Job]) -> None:
         """All ended jobs on record."""
-        self._count(jobs, [state for state in JobState if not state.live])
+        states = [state for state in JobState if not state.live]
+        self._count(jobs, states)
+        for state in states:
+            last = max((job.ended for job in jobs if job.state is state), default=0.0)
+            self._last.labels(str(state)).set(last)
 
     def _count(self, jobs: Sequence[Job], states: Sequence[JobState]) -> None:
         tally = Tally(job.state for job in jobs)
         for state in states:
             self._states.labels(str(state)).set(tally[state])
 
-    def looked(self, live: Sequence[Job], now: float, oldest_sign: float) -> None:
+    def looked(
+        self, live: Sequence[Job], now: float, oldest_sign: float, no_progress: float
+    ) -> None:
         """The queue as it is."""
         self._count(live, [state for state in JobState if state.live])
         waits = [now - job.queued for job in live if job.state is JobState.QUEUED]
         self._age.set(max(waits, default=0.0))
         self._oldest_sign.set(oldest_sign)
+        self._no_progress.set(no_progress)

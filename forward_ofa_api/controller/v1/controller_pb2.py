@@ -25,27 +25,29 @@ _sym_db = _symbol_database.Default()
 from forward_ofa_api.types.v1 import types_pb2 as forward__ofa__api_dot_types_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.forward_ofa_api/controller/v1/controller.proto\x12\x1d\x66orward_ofa_api.controller.v1\x1a$forward_ofa_api/types/v1/types.proto\"\xd3\x02\n\x15RequestNetworkRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12,\n\x04path\x18\x03 \x01(\x0b\x32\x1e.forward_ofa_api.types.v1.Path\x12\x34\n\x08interest\x18\x04 \x01(\x0b\x32\".forward_ofa_api.types.v1.Interest\x12\x30\n\x06\x62udget\x18\x05 \x01(\x0b\x32 .forward_ofa_api.types.v1.Budget\x12>\n\x12\x61\x63\x63\x65pted_encodings\x18\x06 \x03(\x0e\x32\".forward_ofa_api.types.v1.Encoding\x12\x1c\n\x14held_candidates_etag\x18\x07 \x01(\t\x12!\n\x19\x61\x63\x63\x65pt_partial_candidates\x18\x08 \x01(\x08\"\xab\x02\n\x16RequestNetworkResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x34\n\x08\x61rtefact\x18\x02 \x01(\x0b\x32\".forward_ofa_api.types.v1.Artefact\x12\x38\n\ncandidates\x18\x03 \x01(\x0b\x32$.forward_ofa_api.types.v1.Candidates\x12,\n\x04\x63ost\x18\x04 \x01(\x0b\x32\x1e.forward_ofa_api.types.v1.Cost\x12\x13\n\x0bttl_seconds\x18\x05 \x01(\r\x12\x34\n\x05retry\x18\x06 \x01(\x0b\x32%.forward_ofa_api.types.v1.RetryWindow\x12\x17\n\x0f\x63urrent_version\x18\x07 \x01(\t\"\x95\x01\n\x16GetDeviceBundleRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x37\n\x04part\x18\x02 \x01(\x0e\x32).forward_ofa_api.controller.v1.BundlePart\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x12\n\nsession_id\x18\x05 \x01(\t\"m\n\x17GetDeviceBundleResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\xf2\x01\n\x14GetCandidatesRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x34\n\x08interest\x18\x03 \x01(\x0b\x32\".forward_ofa_api.types.v1.Interest\x12>\n\x12\x61\x63\x63\x65pted_encodings\x18\x04 \x03(\x0e\x32\".forward_ofa_api.types.v1.Encoding\x12\x1c\n\x14held_candidates_etag\x18\x05 \x01(\t\x12!\n\x19\x61\x63\x63\x65pt_partial_candidates\x18\x06 \x01(\x08\"b\n\x15GetCandidatesResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x38\n\ncandidates\x18\x02 \x01(\x0b\x32$.forward_ofa_api.types.v1.Candidates*\x98\x01\n\nBundlePart\x12\x1b\n\x17\x42UNDLE_PART_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42UNDLE_PART_TENSORS\x10\x01\x12\x15\n\x11\x42UNDLE_PART_ITEMS\x10\x02\x12\x1e\n\x1a\x42UNDLE_PART_EXTRACTOR_ONNX\x10\x03\x12\x1d\n\x19\x42UNDLE_PART_BACKBONE_ONNX\x10\x04\x32\x93\x03\n\x11\x43ontrollerService\x12}\n\x0eRequestNetwork\x12\x34.forward_ofa_api.controller.v1.RequestNetworkRequest\x1a\x35.forward_ofa_api.controller.v1.RequestNetworkResponse\x12\x82\x01\n\x0fGetDeviceBundle\x12\x35.forward_ofa_api.controller.v1.GetDeviceBundleRequest\x1a\x36.forward_ofa_api.controller.v1.GetDeviceBundleResponse0\x01\x12z\n\rGetCandidates\x12\x33.forward_ofa_api.controller.v1.GetCandidatesRequest\x1a\x34.forward_ofa_api.controller.v1.GetCandidatesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.forward_ofa_api/controller/v1/controller.proto\x12\x1d\x66orward_ofa_api.controller.v1\x1a$forward_ofa_api/types/v1/types.proto\"\x90\x03\n\x15RequestNetworkRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12,\n\x04path\x18\x03 \x01(\x0b\x32\x1e.forward_ofa_api.types.v1.Path\x12\x34\n\x08interest\x18\x04 \x01(\x0b\x32\".forward_ofa_api.types.v1.Interest\x12\x30\n\x06\x62udget\x18\x05 \x01(\x0b\x32 .forward_ofa_api.types.v1.Budget\x12>\n\x12\x61\x63\x63\x65pted_encodings\x18\x06 \x03(\x0e\x32\".forward_ofa_api.types.v1.Encoding\x12\x1c\n\x14held_candidates_etag\x18\x07 \x01(\t\x12!\n\x19\x61\x63\x63\x65pt_partial_candidates\x18\x08 \x01(\x08\x12;\n\x06report\x18\t \x01(\x0b\x32+.forward_ofa_api.controller.v1.DeviceReport\"O\n\x0c\x44\x65viceReport\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07touched\x18\x02 \x01(\r\x12\x0c\n\x04hits\x18\x03 \x01(\r\x12\x0f\n\x07\x64\x61maged\x18\x04 \x01(\r\"\xab\x02\n\x16RequestNetworkResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x34\n\x08\x61rtefact\x18\x02 \x01(\x0b\x32\".forward_ofa_api.types.v1.Artefact\x12\x38\n\ncandidates\x18\x03 \x01(\x0b\x32$.forward_ofa_api.types.v1.Candidates\x12,\n\x04\x63ost\x18\x04 \x01(\x0b\x32\x1e.forward_ofa_api.types.v1.Cost\x12\x13\n\x0bttl_seconds\x18\x05 \x01(\r\x12\x34\n\x05retry\x18\x06 \x01(\x0b\x32%.forward_ofa_api.types.v1.RetryWindow\x12\x17\n\x0f\x63urrent_version\x18\x07 \x01(\t\"\x95\x01\n\x16GetDeviceBundleRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x37\n\x04part\x18\x02 \x01(\x0e\x32).forward_ofa_api.controller.v1.BundlePart\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x12\n\nsession_id\x18\x05 \x01(\t\"m\n\x17GetDeviceBundleResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\xf2\x01\n\x14GetCandidatesRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x34\n\x08interest\x18\x03 \x01(\x0b\x32\".forward_ofa_api.types.v1.Interest\x12>\n\x12\x61\x63\x63\x65pted_encodings\x18\x04 \x03(\x0e\x32\".forward_ofa_api.types.v1.Encoding\x12\x1c\n\x14held_candidates_etag\x18\x05 \x01(\t\x12!\n\x19\x61\x63\x63\x65pt_partial_candidates\x18\x06 \x01(\x08\"b\n\x15GetCandidatesResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x38\n\ncandidates\x18\x02 \x01(\x0b\x32$.forward_ofa_api.types.v1.Candidates*\x98\x01\n\nBundlePart\x12\x1b\n\x17\x42UNDLE_PART_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42UNDLE_PART_TENSORS\x10\x01\x12\x15\n\x11\x42UNDLE_PART_ITEMS\x10\x02\x12\x1e\n\x1a\x42UNDLE_PART_EXTRACTOR_ONNX\x10\x03\x12\x1d\n\x19\x42UNDLE_PART_BACKBONE_ONNX\x10\x04\x32\x93\x03\n\x11\x43ontrollerService\x12}\n\x0eRequestNetwork\x12\x34.forward_ofa_api.controller.v1.RequestNetworkRequest\x1a\x35.forward_ofa_api.controller.v1.RequestNetworkResponse\x12\x82\x01\n\x0fGetDeviceBundle\x12\x35.forward_ofa_api.controller.v1.GetDeviceBundleRequest\x1a\x36.forward_ofa_api.controller.v1.GetDeviceBundleResponse0\x01\x12z\n\rGetCandidates\x12\x33.forward_ofa_api.controller.v1.GetCandidatesRequest\x1a\x34.forward_ofa_api.controller.v1.GetCandidatesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'forward_ofa_api.controller.v1.controller_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BUNDLEPART']._serialized_start=1372
-  _globals['_BUNDLEPART']._serialized_end=1524
+  _globals['_BUNDLEPART']._serialized_start=1514
+  _globals['_BUNDLEPART']._serialized_end=1666
   _globals['_REQUESTNETWORKREQUEST']._serialized_start=120
-  _globals['_REQUESTNETWORKREQUEST']._serialized_end=459
-  _globals['_REQUESTNETWORKRESPONSE']._serialized_start=462
-  _globals['_REQUESTNETWORKRESPONSE']._serialized_end=761
-  _globals['_GETDEVICEBUNDLEREQUEST']._serialized_start=764
-  _globals['_GETDEVICEBUNDLEREQUEST']._serialized_end=913
-  _globals['_GETDEVICEBUNDLERESPONSE']._serialized_start=915
-  _globals['_GETDEVICEBUNDLERESPONSE']._serialized_end=1024
-  _globals['_GETCANDIDATESREQUEST']._serialized_start=1027
-  _globals['_GETCANDIDATESREQUEST']._serialized_end=1269
-  _globals['_GETCANDIDATESRESPONSE']._serialized_start=1271
-  _globals['_GETCANDIDATESRESPONSE']._serialized_end=1369
-  _globals['_CONTROLLERSERVICE']._serialized_start=1527
-  _globals['_CONTROLLERSERVICE']._serialized_end=1930
+  _globals['_REQUESTNETWORKREQUEST']._serialized_end=520
+  _globals['_DEVICEREPORT']._serialized_start=522
+  _globals['_DEVICEREPORT']._serialized_end=601
+  _globals['_REQUESTNETWORKRESPONSE']._serialized_start=604
+  _globals['_REQUESTNETWORKRESPONSE']._serialized_end=903
+  _globals['_GETDEVICEBUNDLEREQUEST']._serialized_start=906
+  _globals['_GETDEVICEBUNDLEREQUEST']._serialized_end=1055
+  _globals['_GETDEVICEBUNDLERESPONSE']._serialized_start=1057
+  _globals['_GETDEVICEBUNDLERESPONSE']._serialized_end=1166
+  _globals['_GETCANDIDATESREQUEST']._serialized_start=1169
+  _globals['_GETCANDIDATESREQUEST']._serialized_end=1411
+  _globals['_GETCANDIDATESRESPONSE']._serialized_start=1413
+  _globals['_GETCANDIDATESRESPONSE']._serialized_end=1511
+  _globals['_CONTROLLERSERVICE']._serialized_start=1669
+  _globals['_CONTROLLERSERVICE']._serialized_end=2072
 # @@protoc_insertion_point(module_scope)

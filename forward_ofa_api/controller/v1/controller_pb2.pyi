@@ -80,6 +80,7 @@ class RequestNetworkRequest(_message.Message):
     ACCEPTED_ENCODINGS_FIELD_NUMBER: _builtins.int
     HELD_CANDIDATES_ETAG_FIELD_NUMBER: _builtins.int
     ACCEPT_PARTIAL_CANDIDATES_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of the bundle that computed path and interest. Required."""
     session_id: _builtins.str
@@ -110,6 +111,12 @@ class RequestNetworkRequest(_message.Message):
     def accepted_encodings(self) -> _containers.RepeatedScalarFieldContainer[_types_pb2.Encoding.ValueType]:
         """Encodings that the device reads, best liked first. Empty: float16."""
 
+    @_builtins.property
+    def report(self) -> Global___DeviceReport:
+        """How the network before this one did. Absent: the device does not tell. A
+        report that makes no sense is ignored; the request is answered all the same.
+        """
+
     def __init__(
         self,
         *,
@@ -121,14 +128,56 @@ class RequestNetworkRequest(_message.Message):
         accepted_encodings: _abc.Iterable[_types_pb2.Encoding.ValueType] | None = ...,
         held_candidates_etag: _builtins.str = ...,
         accept_partial_candidates: _builtins.bool = ...,
+        report: Global___DeviceReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "interest", b"interest", "path", b"path"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "interest", b"interest", "path", b"path", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_partial_candidates", b"accept_partial_candidates", "accepted_encodings", b"accepted_encodings", "budget", b"budget", "held_candidates_etag", b"held_candidates_etag", "interest", b"interest", "path", b"path", "session_id", b"session_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_partial_candidates", b"accept_partial_candidates", "accepted_encodings", b"accepted_encodings", "budget", b"budget", "held_candidates_etag", b"held_candidates_etag", "interest", b"interest", "path", b"path", "report", b"report", "session_id", b"session_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequestNetworkRequest: _TypeAlias = RequestNetworkRequest  # noqa: Y015
+
+@_typing.final
+class DeviceReport(_message.Message):
+    """What a device counted since the last request that was answered, summed up so
+    that quality can be watched: numbers, no items and no times. The cloud adds
+    them up by version and keeps nothing of the single report.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    TOUCHED_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """The version whose networks ranked. The counts are of this version alone."""
+    touched: _builtins.int
+    """Items that the user touched for the first time while a ranking of the
+    session's candidates was there. At most 100.
+    """
+    hits: _builtins.int
+    """How many of those were among the ten best of that ranking."""
+    damaged: _builtins.int
+    """Networks, candidates and files that were thrown away, since a digest or the
+    content was not what was announced. At most 100.
+    """
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        touched: _builtins.int = ...,
+        hits: _builtins.int = ...,
+        damaged: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged", b"damaged", "hits", b"hits", "touched", b"touched", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceReport: _TypeAlias = DeviceReport  # noqa: Y015
 
 @_typing.final
 class RequestNetworkResponse(_message.Message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import subprocess
@@ -415,13 +416,54 @@ def test_metrics(deployment):
         ("forward_ofa_stage_seconds_count", "map"): 1,
         ("forward_ofa_requests_total", "OK", "RequestNetwork"): 1,
         ("forward_ofa_requests_total", "INVALID_ARGUMENT", "RequestNetwork"): 1,
-        ("forward_ofa_rejections_total", "MALFORMED_SESSION"): 1,
+        ("forward_ofa_rejections_total", "MALFORMED_SESSION", "RequestNetwork"): 1,
     }.items():
         assert grown(*name) == pytest.approx(added), name
+    assert grown("forward_ofa_dense_bytes_total") > 1.5 * cost.artefact_bytes
+    assert grown("forward_ofa_dense_flops_total", "true") > cost.true_device_flops
+    created = datetime.datetime(2026, 1, 1, 0, 0, 1, tzinfo=datetime.UTC).timestamp()
+    assert after["forward_ofa_current_version_timestamp_seconds", "controller"] == created
+    assert after["forward_ofa_version_metric", "controller", "ndcg@10", "v1"] == 0.1
+    # There before the first failure, so that its rate is seen.
+    assert ("forward_ofa_rejections_total", "OVERLOADED", "RequestNetwork") in after
+    assert ("forward_ofa_version_load_failures_total", "controller") in after
+    assert ("forward_ofa_file_reload_failures_total", "tls") in after
+    assert any(key[0] == "forward_ofa_build_info" for key in after)
     assert after["forward_ofa_versions_loaded", "controller"] == 1
     assert after["forward_ofa_current_version", "controller", "v1"] == 1
     assert after["forward_ofa_requests_in_flight",] == 0
     assert ("forward_ofa_device_flops_bucket", "+Inf", "true") in after
+
+
+def test_reports_of_devices_are_added_up(deployment):
+    def told(**counts):
+        ask(deployment, report=api.DeviceReport(**counts))
+
+    before = scrape(deployment.metrics)
+    told(version="v1", touched=10, hits=4)
+    told(version="v1", touched=5, hits=0, damaged=2)
+    told(version="of-long-ago", touched=3, hits=3)
+    # Rubbish is ignored; the request is answered all the same.
+    told(version="v1", touched=1, hits=2)
+    told(version="v1", touched=101, hits=2)
+    told(version="v1", touched=1, damaged=1_000)
+    after = scrape(deployment.metrics)
+    grown = {
+        key: value - before.get(key, 0)
+        for key, value in after.items()
+        if key[0].startswith(("forward_ofa_online", "forward_ofa_device_damaged_total",
+                              "forward_ofa_device_reports_total"))
+        and not key[0].endswith("_created")
+    }  # fmt: skip
+    assert grown == {
+        ("forward_ofa_online_touches_total", "v1"): 15,
+        ("forward_ofa_online_hits_total", "v1"): 4,
+        ("forward_ofa_online_touches_total", "other"): 3,
+        ("forward_ofa_online_hits_total", "other"): 3,
+        ("forward_ofa_device_damaged_total",): 2,
+        ("forward_ofa_device_reports_total", "counted"): 3,
+        ("forward_ofa_device_reports_total", "ignored"): 3,
+    }
 
 
 def test_the_log_has_no_interest(deployment):

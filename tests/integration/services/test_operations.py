@@ -276,7 +276,10 @@ def test_a_caller_that_goes_away_stops_the_work_at_each_hop(registry, tiny, tmp_
             after = scrape(at)
         assert after[ok] - before[ok] == 1, "only the last one was worked for"
         edge = scrape(ready["controller"]["metrics"])
-        assert edge["forward_ofa_requests_total", "CANCELLED", "RequestNetwork"] >= 5
+        # Who hung up is told from who waited until its deadline: that one is our fault.
+        assert edge["forward_ofa_requests_total", "CANCELLED", "RequestNetwork"] == 5
+        assert edge["forward_ofa_requests_total", "DEADLINE_EXCEEDED", "RequestNetwork"] == 3
+        assert edge["forward_ofa_rejections_total", "DEADLINE", "RequestNetwork"] == 3
         assert edge["forward_ofa_requests_in_flight",] == 0
         assert after["forward_ofa_requests_in_flight",] == 0
         assert after.get(gone, 0) <= 8

@@ -58,3 +58,15 @@ def test_what_the_budget_admits_really_fits(served, path, encoding, max_bytes, m
     assert admitted == fits
     if kept == 1 and not fits:
         assert reason is Reason.IMPOSSIBLE_BUDGET
+
+
+def test_a_dense_network_is_one_with_all_blocks(served):
+    blocks = served.backbone.blocks
+    every = (True,) * blocks
+    payload = bytes(served.layout.encoded_bytes("int8"))
+    whole = write_artefact(
+        "v1", served.backbone.name, every, "int8", served.layout, [payload] * blocks
+    )
+    assert served.dense("int8").bytes == len(whole)
+    assert served.dense("int8").flops == served.fixed_flops + served.block_flops * blocks
+    assert served.dense("int8") is served.dense("int8")

@@ -1,0 +1,1 @@
+"""Rules, runbook and dashboards of the services; see docs/monitoring.md."""
