@@ -40,14 +40,16 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 
 FROM installer AS project
 WORKDIR /build
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml LICENSE ./
 COPY forward_ofa forward_ofa
 COPY forward_ofa_api forward_ofa_api
 COPY forward_ofa_cli forward_ofa_cli
 COPY forward_ofa_device forward_ofa_device
 COPY services services
+# pyproject.toml names a README; a change of that makes no other image.
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip install --no-deps --python /opt/forward-ofa/bin/python --prefix /opt/project .
+    touch README.md \
+    && uv pip install --no-deps --python /opt/forward-ofa/bin/python --prefix /opt/project .
 
 FROM project AS bill
 COPY requirements/dev.txt requirements/

@@ -98,7 +98,7 @@ def test_it_trains_serves_and_answers_a_device(podman: Podman, name: str):
             "forward-ofa train --data synthetic --recipe quick --run-dir /tmp/run --cache /tmp/c"
             f" && forward-ofa publish --run-dir /tmp/run --registry {HOME}/registry"
         )
-        podman.run("-c", script, options=("--entrypoint=sh", *shared))
+        podman.run("-c", script, options=("--entrypoint=sh", "--env=OMP_NUM_THREADS=1", *shared))
         wait_for("a version", lambda: podman.healthy(name))
         inside = ("--rm", f"--network=container:{name}", "--read-only", "--tmpfs=/tmp", IMAGE)
         device = ("device", "one", "--controller=127.0.0.1:50051", "--history=item-3,item-4")
