@@ -36,7 +36,7 @@ class Project:
         self.services: dict[str, Any] = yaml.safe_load(FILE.read_text())["services"]
         with_ports = [name for name, one in self.services.items() if "ports" in one]
         lines = "".join(f"  {name}:\n    ports: !reset []\n" for name in with_ports)
-        self._log = write_csv(folder / "log.csv")
+        self._log = write_csv(folder / "log.csv", 40, 100)
         folder.chmod(0o755)
         self._override = folder / "override.yaml"
         self._override.write_text(f"services:\n{lines}")

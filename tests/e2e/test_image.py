@@ -89,7 +89,7 @@ def test_what_is_in_it(podman: Podman):
 
 def test_it_trains_serves_and_answers_a_device(podman: Podman, name: str, tmp_path: Path):
     """Health is that of the service: bad without a version, good with one."""
-    log = f"--volume={write_csv(tmp_path / 'log.csv').parent}:/data:ro"
+    log = f"--volume={write_csv(tmp_path / 'log.csv', 40, 100).parent}:/data:ro"
     tmp_path.chmod(0o755)
     shared = (f"--volume={name}:{HOME}/registry",)
     server = ("serve", f"--registry={HOME}/registry", "--metrics=127.0.0.1:9100", "--drain-delay=0")
@@ -99,7 +99,8 @@ def test_it_trains_serves_and_answers_a_device(podman: Podman, name: str, tmp_pa
                  "services.runtime.probe", check=False))  # fmt: skip
         assert not podman.healthy(name)
         script = (
-            "forward-ofa train --data /data --recipe quick --run-dir /tmp/run --cache /tmp/c"
+            "OMP_NUM_THREADS=1 forward-ofa train --data /data --recipe quick --blocks 2 --hidden 16"
+            " --run-dir /tmp/run --cache /tmp/cache"
             f" && forward-ofa publish --run-dir /tmp/run --registry {HOME}/registry"
         )
         podman.run("-c", script, options=("--entrypoint=sh", log, *shared))

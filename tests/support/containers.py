@@ -86,14 +86,14 @@ class Podman:
         self.environment = environment(folder)
         self._started: list[str] = []
 
-    def __call__(self, *arguments: str, check: bool = True, seconds: float = 240) -> str:
+    def __call__(self, *arguments: str, check: bool = True, seconds: float = 600) -> str:
         """What it printed. Raises RuntimeError with what it said if it failed."""
         done = self.attempt(*arguments, seconds=seconds)
         if check and done.returncode:
             raise RuntimeError(f"podman {' '.join(arguments)}: {done.stderr}{done.stdout}")
         return done.stdout
 
-    def attempt(self, *arguments: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+    def attempt(self, *arguments: str, seconds: float = 600) -> subprocess.CompletedProcess[str]:
         """As it ended."""
         return subprocess.run(
             ["podman", *arguments],
@@ -137,7 +137,7 @@ class Podman:
             self.attempt("rm", "--force", "--time=0", "--volumes", name)
 
 
-def wait_for(what: str, condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(what: str, condition: Callable[[], bool], seconds: float = 300) -> None:
     """Raises RuntimeError if it does not come true."""
     end = time.monotonic() + seconds
     while not condition():
