@@ -138,8 +138,8 @@ def test_what_the_file_promises_holds(project: Project):
 
 
 def test_a_second_start_trains_no_second_version(project: Project):
-    project.compose("up", "--detach", "--no-deps", "--force-recreate", "first-version")
     name = project.container("first-version")
+    project.podman("start", name)
     assert project.podman("wait", name).strip() == "0", project.podman("logs", name)
     trainer = project.container("trainer-api")
     jobs = json.loads(project.podman("exec", trainer, "forward-ofa", "jobs", "list", "--json"))
