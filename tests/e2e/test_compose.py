@@ -139,8 +139,8 @@ def test_what_the_file_promises_holds(project: Project):
 
 def test_a_second_start_trains_no_second_version(project: Project):
     name = project.container("first-version")
-    project.podman("start", name)
+    project.compose("up", "--detach", "--no-deps", "--force-recreate", "first-version")
     assert project.podman("wait", name).strip() == "0", project.podman("logs", name)
     trainer = project.container("trainer-api")
     jobs = json.loads(project.podman("exec", trainer, "forward-ofa", "jobs", "list", "--json"))
-    assert [job["state"] for job in jobs] == ["done"]
+    assert [job["state"] for job in jobs] == ["JOB_STATE_DONE"]
