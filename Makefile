@@ -35,6 +35,14 @@ serve: $(RUNTIME) ## serve the version that the last demo made, until Ctrl-C; AR
 trainer: $(TRAINER) ## training as a service: Redis, gRPC, beat, worker, until Ctrl-C; ARGS=--help
 	@$(BIN)/forward-ofa trainer up $(ARGS)
 
+.PHONY: image
+image: ## the container image, with docker, buildah or podman; ARGS='--base local' without a registry
+	@deploy/image/build $(ARGS)
+
+.PHONY: sbom
+sbom: image ## what is in the image, as CycloneDX: dist/sbom.cdx.json
+	@deploy/image/sbom dist/sbom.cdx.json
+
 .PHONY: bench
 bench: $(DEV) ## serving speed beside four peers and two floors, 20 minutes; ARGS=--quick: 2
 	@$(BIN)/python -m benchmarks.serving $(ARGS)

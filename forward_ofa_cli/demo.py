@@ -126,7 +126,8 @@ def _publish(run: Run, data: SequenceDataset, registry: Path, out: Console) -> s
 def _cloud_and_devices(
     data: SequenceDataset, folder: Path, version: str, devices: int, out: Console
 ) -> dict[str, Any]:
-    from forward_ofa_cli.demo_cloud import Cloud, bundle_bytes, population, write_lives
+    from forward_ofa_cli.demo_cloud import Cloud, bundle_bytes, population
+    from forward_ofa_cli.lives import write_lives
 
     work = folder / "devices"
     shutil.rmtree(work, ignore_errors=True)

@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
@@ -20,13 +20,7 @@ from rich.console import Console
 from forward_ofa_cli.errors import CommandError
 from forward_ofa_cli.processes import failed, running, tail, wait_for_file
 
-if TYPE_CHECKING:
-    from forward_ofa.data import SequenceDataset
-
 READY_SECONDS = 120.0
-SHOWN_TOUCHES = 20
-"""Last items of a user that the demo lives through, at most half of all; the very last is the
-test item. Many enough for an interest to shift on the way."""
 
 Samples = dict[str, float]
 
@@ -107,26 +101,6 @@ def _samples(text: str) -> Samples:
             if key is not None:
                 found[key] = sample.value
     return found
-
-
-def write_lives(data: SequenceDataset, devices: int, path: Path) -> int:
-    """One line a user, evenly chosen over all users: history, then what they really did next.
-
-    Returns how many users there are, `devices` at most.
-    """
-    count = min(devices, data.num_users)
-    with path.open("w") as file:
-        for index in range(count):
-            user = index * data.num_users // count
-            items = [data.item_ids[item - 1] for item in data.history(user)]
-            cut = len(items) - min(SHOWN_TOUCHES, len(items) // 2)
-            life = {
-                "device": data.user_ids[user],
-                "history": items[:cut],
-                "next": items[cut:],
-            }
-            file.write(json.dumps(life) + "\n")
-    return count
 
 
 def population(address: str, folder: Path, out: Console) -> dict[str, Any]:

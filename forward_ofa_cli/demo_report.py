@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from forward_ofa_cli.console import size
-from forward_ofa_cli.demo_cloud import SHOWN_TOUCHES
+from forward_ofa_cli.lives import SHOWN_TOUCHES
 from forward_ofa_cli.report import Section, histogram, systems, verdict
 
 

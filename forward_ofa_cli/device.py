@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
+from forward_ofa_cli import lives
 from forward_ofa_cli.errors import CommandError, Exit, unreachable
 
 _FAILED = 1
@@ -19,11 +20,13 @@ def device(context: typer.Context) -> None:
     """Run devices against a controller, in a process of their own, without torch, as on phones.
 
     `one` is a single device that tells what it does; `population` is many of them, with the
-    command of the device SDK. Each has a `--help` of its own.
+    command of the device SDK; `lives` writes their histories. Each has a `--help` of its own.
 
     Examples:
 
     `forward-ofa device one --controller 127.0.0.1:50051 --history 50,181,258`
+
+    `forward-ofa device lives --data ml-100k --out lives.jsonl`
 
     `forward-ofa device population --controller 127.0.0.1:50051 --histories lives.jsonl
     --state devices --out steps.jsonl`
@@ -34,6 +37,9 @@ def device(context: typer.Context) -> None:
     arguments = context.args
     if arguments in ([], ["--help"], ["-h"]):
         typer.echo(context.get_help())
+        return
+    if arguments[0] == "lives":
+        lives.run(arguments[1:])
         return
     if arguments[0] == "one":
         command = [sys.executable, "-m", "forward_ofa_cli.one_device", *arguments[1:]]

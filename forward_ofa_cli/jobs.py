@@ -107,6 +107,10 @@ def submit(
     ] = "",
     percent: Annotated[float, typer.Option(help="Of the sessions, for a canary.")] = 0.0,
     no_publish: Annotated[bool, typer.Option("--no-publish", help="Only train.")] = False,
+    submission: Annotated[
+        str | None,
+        typer.Option(help="Your own id, of 8 to 64 characters: sent again, it stays one job."),
+    ] = None,
     watch: Wait = False,
     as_json: AsJson = False,
 ) -> None:
@@ -130,8 +134,9 @@ def submit(
         percent=percent,
         no_publish=no_publish,
     )
-    # Its own id, so that a lost answer does not become a second job.
-    request = api.SubmitJobRequest(parameters=parameters, submission_id=secrets.token_hex(16))
+    # An id always, so that a lost answer does not become a second job.
+    chosen = secrets.token_hex(16) if submission is None else submission
+    request = api.SubmitJobRequest(parameters=parameters, submission_id=chosen)
     client = _client(context)
     _done(client, client.call("SubmitJob", request).job, watch, as_json)
 

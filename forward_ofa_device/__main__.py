@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +19,12 @@ from forward_ofa_device.errors import DeviceError
 from forward_ofa_device.policy import Budget, RefreshPolicy
 
 _EXIT_CODES = """
-exit codes: 0 every device got a network; 1 some did not; 2 the input is wrong, the message
-says how; 3 torch was imported, which the SDK must never do; 130 interrupted.
+exit codes: 0 every device got a network, in each round; 1 some did not; 2 the input is wrong, the
+message says how; 3 torch was imported, which the SDK must never do; 130 interrupted.
 
 Each line of HISTORIES: {"device": "u17", "history": ["id", ...], "next": ["id", ...]}.
 The first device downloads the bundle, the others take it from its disk.
+With more than one round each is lived by new devices, and STEPS has those of the last.
 """
 
 
@@ -29,14 +33,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         lives = crowd.read_lives(options.histories)
-        summary = crowd.run(_population(options), lives, options.out, _Progress())
+        population = _population(options)
+        if options.rounds == 1:
+            return _live(options, population, lives)
+        return _rounds(options, population, lives)
     except (ValueError, OSError, DeviceError) as error:
         _complain(error)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    print(json.dumps(summary) if options.json else _text(summary))
+
+
+def _rounds(
+    options: argparse.Namespace, population: crowd.Population, lives: list[crowd.Life]
+) -> int:
+    """One after the other, each with new devices; the worst exit code. Whoever lets devices live
+    until told to stop wants them back after an outage, so a bad round does not end it."""
+    worst, state = 0, population.state
+    for number in itertools.count(1) if options.rounds == 0 else range(1, options.rounds + 1):
+        folder = state / f"round-{number}"
+        code = _live(options, dataclasses.replace(population, state=folder), lives)
+        worst = max(worst, code)
+        shutil.rmtree(folder)
+    return worst
+
+
+def _live(
+    options: argparse.Namespace, population: crowd.Population, lives: list[crowd.Life]
+) -> int:
+    """One round, told; its exit code. Raises ValueError, OSError, DeviceError."""
+    summary = crowd.run(population, lives, options.out, _Progress())
+    print(json.dumps(summary) if options.json else _text(summary), flush=True)
     if "torch" in sys.modules:
         print("error: torch was imported into the devices' process", file=sys.stderr)
         return 3
@@ -69,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--shift-threshold", type=float, help="cosine distance that counts as a shift (0.15)")
     add("--step-seconds", type=float, default=60.0, help="simulated, between touches (60)")
     add("--pause", type=float, default=0.0, help="real seconds between touches (0)")
+    add("--rounds", type=_rounds_number, default=1, help="that the lives are lived; 0: no end (1)")
     add("--patience", type=float, default=60.0, help="seconds to wait for a first network (60)")
     add("--timeout", type=float, default=5.0, help="seconds for one request (5)")
     add("--root-certificates", type=Path, help="PEM file of the authorities to trust")
@@ -78,6 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow-insecure", action="store_true", help="plain text off loopback too")
     add("--json", action="store_true", help="the summary as JSON on stdout")
     return parser
+
+
+def _rounds_number(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
 
 
 def _population(options: argparse.Namespace) -> crowd.Population:

@@ -204,3 +204,37 @@ def test_every_public_name_is_there() -> None:
     assert forward_ofa_device.Device.__name__ == "Device"
     with pytest.raises(AttributeError, match="Devise"):
         _ = forward_ofa_device.Devise
+
+
+def test_rounds_go_on_after_an_outage(cloud: RunningCloud, tmp_path: Path) -> None:
+    lives = write_lives(tmp_path / "lives.jsonl", devices=2, steps=1)
+    cloud.stop()
+    command = [*RUN, *arguments(cloud, lives, tmp_path, "--patience=0.3", "--rounds=3")]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    first = json.loads(running.stdout.readline())
+    cloud.start()
+    rest, _ = running.communicate(timeout=60)
+    last = json.loads(rest.splitlines()[-1])
+    assert (first["devices_with_network"], last["devices_with_network"]) == (0, 2)
+    assert running.returncode == 1, "one round was bad"
+    assert len(rest.splitlines()) == 2 and len(rows_of(tmp_path)) == 2
+    bundles = [request for request in cloud.controller.log.parts if request.part == 1]
+    assert len(bundles) >= 1, "new devices each round"
+    assert not any((tmp_path / "state").iterdir())
+
+
+def test_rounds_without_end(cloud: RunningCloud, tmp_path: Path) -> None:
+    lives = write_lives(tmp_path / "lives.jsonl", devices=1, steps=1)
+    command = [*RUN, *arguments(cloud, lives, tmp_path, "--rounds=0")]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    for _ in range(3):
+        assert json.loads(running.stdout.readline())["devices_with_network"] == 1
+    assert running.poll() is None
+    running.terminate()
+    running.communicate(timeout=20)
+    bundles = [request for request in cloud.controller.log.parts if request.part == 1]
+    assert len(bundles) >= 3, "new devices each round"
+    with pytest.raises(SystemExit, match="2"):
+        main(["population", *arguments(cloud, lives, tmp_path, "--rounds=-1")])
