@@ -1,0 +1,2 @@
+def image(): raise NotImplementedError
+def pods(): raise NotImplementedError
