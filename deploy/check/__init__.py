@@ -1,1 +1,1 @@
-"""`make deploy-check`: a ladder of checks, from the spelling of YAML to pods that serve a device."""
+"""`make deploy-check`: a ladder of checks, from YAML's spelling to pods that serve a device."""

@@ -35,11 +35,12 @@ def ordered(chosen: set[str]) -> tuple[str, ...]:
 def combinations() -> list[tuple[str, ...]]:
     """None and all of the optional components on each kind of registry and Redis; each alone, all
     but each, and each pair of those that change the same objects, on these kinds by turns."""
+    extremes: tuple[tuple[str, ...], ...] = ((), OPTIONAL)
     places = list(itertools.product(REGISTRY, REDIS))
     picks: list[tuple[str, ...]] = [*itertools.combinations(OPTIONAL, 1)]
     picks += itertools.combinations(OPTIONAL, len(OPTIONAL) - 1)
     picks += itertools.combinations(ENTANGLED, 2)
-    everything = [(place, pick) for place in places for pick in ((), OPTIONAL)]
+    everything = [(place, pick) for place in places for pick in extremes]
     everything += [(places[n % len(places)], pick) for n, pick in enumerate(picks)]
     found: dict[tuple[str, ...], None] = {}
     for (registry, redis), pick in everything:

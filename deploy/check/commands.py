@@ -66,7 +66,9 @@ def variables(world: World) -> Iterator[str]:
     for each in world.workloads:
         for container in each.containers:
             known = set(world.variables(container))
-            used = set(re.findall(r"\$\(([A-Z_]+)\)", " ".join(map(str, container.get("args", ())))))
+            used = set(
+                re.findall(r"\$\(([A-Z_]+)\)", " ".join(map(str, container.get("args", ()))))
+            )
             for name in used - known:
                 yield f"{each.name}: {container['name']}: $({name}) is not defined"
             for name in known - used:

@@ -274,6 +274,6 @@ def _health(target: str, service: str) -> str:
         try:
             answer = ask(health_pb2.HealthCheckRequest(service=service), timeout=5)
         except grpc.RpcError as error:
-            return str(error.code())  # type: ignore[attr-defined]
+            return str(error.code())
     serving = health_pb2.HealthCheckResponse.SERVING
     return "" if answer.status == serving else "NOT_SERVING"

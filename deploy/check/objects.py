@@ -66,7 +66,8 @@ class Workload:
     @property
     def replicas(self) -> int | None:
         """None: something else decides."""
-        return self.item["spec"].get("replicas")
+        found: int | None = self.item["spec"].get("replicas")
+        return found
 
     @property
     def containers(self) -> list[Any]:

@@ -11,7 +11,9 @@ from deploy.check.builds import DEPLOY
 
 RULES = DEPLOY / "monitoring" / "rules"
 TARGET = DEPLOY / "components" / "monitoring" / "prometheus-rules.yaml"
-_HEADER = "# Made of deploy/monitoring/rules by `python -m deploy.check --write`; change it there.\n"
+_HEADER = (
+    "# Made of deploy/monitoring/rules by `python -m deploy.check --write`; change it there.\n"
+)
 
 
 class _Dumper(yaml.SafeDumper):

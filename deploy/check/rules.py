@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 from deploy.check import commands, network, pods, scaling
-from deploy.check.objects import World, Workload, matches, name_of, option
+from deploy.check.objects import Workload, World, matches, name_of, option
 
 Rule = Callable[[World], Iterator[str]]
 # Made by people, never committed; deploy/README.md says how. Secret -> keys (None: any).

@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Iterator
 
-from deploy.check.objects import World, Workload, name_of
+from deploy.check.objects import Workload, World, name_of
 from services.runtime.metrics import Metrics
 from services.trainer.metrics import TrainerMetrics
 

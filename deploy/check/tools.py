@@ -125,7 +125,7 @@ def checkov() -> Outcome:
         for name in OVERLAYS:
             (Path(folder) / f"{name}.yaml").write_text(overlay(name), encoding="utf-8")
         config = DEPLOY / "check" / "checkov.yaml"
-        command = [_CHECKOV_PYTHON, "-m", "checkov.main", "--directory", folder]
+        command: list[str | Path] = [_CHECKOV_PYTHON, "-m", "checkov.main", "--directory", folder]
         status, output = run([*command, "--config-file", config])
     found = re.search(r"Passed checks: (\d+), Failed checks: (\d+)", output)
     if found is None:
@@ -140,10 +140,11 @@ def checkov() -> Outcome:
 def _install_checkov() -> None:
     """Raises Absent where packages cannot be had."""
     uv, folder = pinned("uv"), _CHECKOV_PYTHON.parents[1]
-    for command in (
+    commands: list[list[str | Path]] = [
         [uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder],
         [uv, "pip", "install", "--quiet", "--python", _CHECKOV_PYTHON, f"checkov=={CHECKOV}"],
-    ):
+    ]
+    for command in commands:
         status, output = run(command, seconds=600)
         if status:
             lines = output.splitlines()
