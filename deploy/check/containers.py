@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from deploy.check.builds import REDIS, combination, ordered
 from deploy.check.engine import Engine, Failed, engine, image_there, scratch_image
 from deploy.check.ladder import Absent, Outcome
 from deploy.check.manifests import document, volumes
-from deploy.check.objects import Workload, World, option, parse
+from deploy.check.objects import Workload, World, option, parse, quantity
 from deploy.check.pods import ROOT, version
 
 NETWORK = "forward-ofa-check"
@@ -112,7 +113,8 @@ class Cluster:
             self._wait_ready(name)
         for name in ORDER[1:]:
             self._confined(name)
-        said = [self._device(), self._grpc_web(), self._job(), self._stopped("assembler")]
+        said = [self._device(), self._grpc_web(), self._job(), self._sized()]
+        said.append(self._stopped("assembler"))
         return f"{len(ORDER)} pods; " + "; ".join(said)
 
     def _play(self, name: str) -> None:
@@ -213,14 +215,27 @@ class Cluster:
         return ",".join(str(item) for item in read["item_ids"][:8])
 
     def _answered(self, name: str) -> int:
+        return int(self._exported(name, r'forward_ofa_requests_total\{.*code="OK".*\}'))
+
+    def _exported(self, name: str, series: str) -> float:
+        """The sum of the series that match."""
         connection = http.client.HTTPConnection(self.address(name), 9100, timeout=5)
         connection.request("GET", "/metrics")
-        lines = connection.getresponse().read().decode().splitlines()
-        counted = [
-            line for line in lines
-            if line.startswith("forward_ofa_requests_total{") and 'code="OK"' in line
-        ]  # fmt: skip
-        return int(sum(float(line.rpartition(" ")[2]) for line in counted))
+        text = connection.getresponse().read().decode()
+        return sum(float(value) for value in re.findall(rf"(?m)^{series} (\S+)$", text))
+
+    def _sized(self) -> str:
+        """After some calls and a job each of ours fits what it requests."""
+        told = []
+        for name, each in self._workloads.items():
+            resident = 0.0
+            if "metrics" in each.ports() and name != "gateway":
+                resident = self._exported(name, "process_resident_memory_bytes")
+                told.append(f"{name} {resident / 2**20:.0f}")
+            requested = quantity(each.main["resources"]["requests"]["memory"])
+            if resident > requested:
+                raise Failed(f"{name} takes {resident:,.0f} bytes, but requests {requested:,.0f}")
+        return "resident MiB: " + ", ".join(told)
 
     def _ours(self, *arguments: str, seconds: float = 120) -> str:
         # A name per call: podman keeps a killed one's name for a moment.

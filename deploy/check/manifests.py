@@ -2,7 +2,7 @@
 
 podman knows neither Services nor Deployments with all that they say, so a workload becomes a Pod
 with its template as it is. Left out is what the kubelet and the scheduler do: probes (the rung
-asks them itself), accounts, spreading.
+asks them itself), accounts, spreading; $(NAME) in arguments is put in here.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ import yaml
 
 from deploy.check.objects import Workload, World
 
-_PROBES = ("startupProbe", "livenessProbe", "readinessProbe", "lifecycle")
+# Ports: podman would take each of them on this machine too.
+_LEFT_OUT = ("startupProbe", "livenessProbe", "readinessProbe", "lifecycle", "ports")
 _NOT_PODMANS = ("serviceAccountName", "topologySpreadConstraints", "terminationGracePeriodSeconds")
 
 
-def pod(each: Workload) -> dict[str, Any]:
+def pod(world: World, each: Workload) -> dict[str, Any]:
     """Name: that of the component, which is also the name that others call."""
     template = copy.deepcopy(each.template)
     spec = {key: value for key, value in template["spec"].items() if key not in _NOT_PODMANS}
     for container in [*spec.get("initContainers", ()), *spec["containers"]]:
-        for key in _PROBES:
+        for key in _LEFT_OUT:
             container.pop(key, None)
+        # podman leaves $(NAME) as it is.
+        container["args"] = world.arguments(container)
     for claim in each.item["spec"].get("volumeClaimTemplates", ()):
         name = claim["metadata"]["name"]
         source = {"claimName": f"{name}-{each.component}-0"}
@@ -50,7 +53,7 @@ def _own_volumes(spec: dict[str, Any], component: str) -> None:
 
 def document(world: World, each: Workload) -> str:
     """The pod and the ConfigMaps, as one file."""
-    parts = [pod(each), *(dict(item) for item in world.of("ConfigMap"))]
+    parts = [pod(world, each), *(dict(item) for item in world.of("ConfigMap"))]
     return "---\n".join(yaml.safe_dump(part, sort_keys=False) for part in parts)
 
 
@@ -58,7 +61,7 @@ def volumes(world: World) -> list[str]:
     """Names of all claims and emptyDirs, as podman's volumes."""
     found = [item["metadata"]["name"] for item in world.of("PersistentVolumeClaim")]
     for each in world.workloads:
-        found += [v["name"] for v in pod(each)["spec"]["volumes"] if "emptyDir" in v]
+        found += [v["name"] for v in pod(world, each)["spec"]["volumes"] if "emptyDir" in v]
         for claim in each.item["spec"].get("volumeClaimTemplates", ()):
             found.append(f"{claim['metadata']['name']}-{each.component}-0")
     return found

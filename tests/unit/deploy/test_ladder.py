@@ -96,7 +96,7 @@ spec:
 
 def test_a_workload_as_a_pod() -> None:
     world = World(parse(POD))
-    made = pod(world.workloads[0])
+    made = pod(world, world.workloads[0])
     assert made["metadata"]["name"] == "store"
     assert "serviceAccountName" not in made["spec"]
     assert made["spec"]["securityContext"] == {"runAsUser": 10999}
