@@ -37,6 +37,7 @@ def image() -> Outcome:
     if not script.exists():
         raise Absent("no deploy/image/build")
     with engine("buildah", "mmdebstrap") as run:
+        _tried(run, "buildah", "rm", run.tried("buildah", "from", "scratch").stdout.strip())
         os.environ["ENGINE"] = "buildah"
         try:
             said = run.run(str(script), "--base", "local", seconds=1_500)
@@ -55,6 +56,9 @@ def pods() -> Outcome:
         world = World(parse(combination(ordered(chosen))))
         _stand_ins(run, world)
         with _clean(run, world):
+            # Of our image nothing but that a container of it can be made.
+            command = ("podman", "run", "--rm", "--network", NETWORK, "--entrypoint", "/bin/true")
+            _tried(run, *command, "--memory", "64m", ours)
             try:
                 told = Cluster(run, world).climb()
             except Failed as failed:
@@ -76,6 +80,14 @@ def _stand_ins(run: Engine, world: World) -> None:
             scratch_image(run, full, files=[(binary, "/usr/local/bin/envoy")])
 
 
+def _tried(run: Engine, *command: str) -> None:
+    """Raises Absent where this machine does not let the engine work at all."""
+    done = run.tried(*command)
+    if done.returncode:
+        said = (done.stderr.strip() or "no reason given").splitlines()[-1]
+        raise Absent(f"{command[0]} does not work on this machine: {said}")
+
+
 @contextmanager
 def _clean(run: Engine, world: World) -> Iterator[None]:
     """Before and after: none of our pods, volumes and networks."""
@@ -88,7 +100,7 @@ def _clean(run: Engine, world: World) -> Iterator[None]:
         run.tried("podman", "network", "rm", "--force", NETWORK)
 
     remove()
-    run.run("podman", "network", "create", NETWORK)
+    _tried(run, "podman", "network", "create", NETWORK)
     try:
         yield
     finally:
