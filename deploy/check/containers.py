@@ -29,6 +29,8 @@ ORDER = (
     "mapper", "trainer-api", "trainer-beat", "trainer-worker",
 )  # fmt: skip
 _READY_SECONDS = 120
+# Seconds on a machine that has nothing else to do.
+_TRAINING_SECONDS = 900
 
 
 def image() -> Outcome:
@@ -133,10 +135,12 @@ class Cluster:
         each = self._workloads[name]
         text = document(self._world, each)
         network = f"{NETWORK}:alias={name}"
-        self._run.run("podman", "play", "kube", "--network", network, "-", given=text)
+        command = ("podman", "play", "kube", "--network", network, "-")
+        self._run.run(*command, given=text, seconds=_TRAINING_SECONDS)
         if each.item["kind"] != "Job":
             return
-        status = self._run.run("podman", "wait", self._container(name))
+        waits = ("podman", "wait", self._container(name))
+        status = self._run.run(*waits, seconds=_TRAINING_SECONDS)
         if status != "0":
             raise Failed(f"{name} ended with {status}:\n{self._logs(name)}")
 
@@ -277,7 +281,7 @@ class Cluster:
         """The trainer trains and publishes what the services then serve."""
         job = ("--data", "synthetic", "--recipe", "quick", "--gate", "off", "--watch")
         trainer = ("--server", "trainer-api:50071", "--allow-insecure")
-        self._ours("jobs", *trainer, "submit", *job, seconds=280)
+        self._ours("jobs", *trainer, "submit", *job, seconds=_TRAINING_SECONDS)
         return "a job published a version"
 
     def _stopped(self, name: str) -> str:

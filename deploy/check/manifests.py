@@ -58,8 +58,9 @@ def document(world: World, each: Workload) -> str:
 
 
 def volumes(world: World) -> list[str]:
-    """Names of all claims and emptyDirs, as podman's volumes."""
-    found = [item["metadata"]["name"] for item in world.of("PersistentVolumeClaim")]
+    """Names of all that podman makes a volume of: claims, emptyDirs, ConfigMaps."""
+    kinds = ("PersistentVolumeClaim", "ConfigMap")
+    found = [item["metadata"]["name"] for kind in kinds for item in world.of(kind)]
     for each in world.workloads:
         found += [v["name"] for v in pod(world, each)["spec"]["volumes"] if "emptyDir" in v]
         for claim in each.item["spec"].get("volumeClaimTemplates", ()):

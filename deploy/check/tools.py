@@ -96,8 +96,10 @@ def envoy() -> Outcome:
             text = re.sub(r"/etc/envoy/(\w+)\.yaml", rf"{secure.parent}/\1.yaml", path.read_text())
             copy = Path(folder) / f"{path.parent.name}.yaml"
             copy.write_text(text, encoding="utf-8")
-            status, output = run([tool, "--mode", "validate", "-c", copy, "-l", "error"])
+            status, output = run([tool, "--mode", "validate", "-c", copy, "-l", "warning"])
             problems += _said(status, output)
+            if not status and "eprecated" in output:
+                problems.append(output)
     if _without_sockets(secure) != yaml.safe_load(plain.read_text(encoding="utf-8")):
         problems.append("gateway-tls/envoy.yaml differs from gateway/envoy.yaml in more than TLS")
     return Outcome("2 configurations", problems)

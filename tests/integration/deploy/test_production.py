@@ -92,7 +92,7 @@ class Cloud:
         self.controller = start("controller", "--assembler", self.assembler)
         ports = {name: free_port() for name in ("8080", "9100", "9901")}
         self.device, self.metrics = f"localhost:{ports['8080']}", ports["9100"]
-        host, port = "localhost", self.controller.rpartition(":")[2]
+        host, port = "127.0.0.1", self.controller.rpartition(":")[2]
         places = {
             "address: controller, port_value: 50051": f"address: {host}, port_value: {port}",
             "/etc/envoy-tls": str(mounted(folder / "secrets/edge", self.edge, "localhost")),
@@ -113,8 +113,15 @@ class Cloud:
         """Until Envoy sees a ready controller."""
         until = time.monotonic() + 120
         while 'membership_healthy{envoy_cluster_name="controller"} 1' not in self.scraped():
-            assert time.monotonic() < until, self.log.read_text()
+            assert time.monotonic() < until, self.explained()
             time.sleep(0.2)
+
+    def explained(self) -> str:
+        of_cluster = [
+            x for x in self.scraped().splitlines() if "controller" in x and x[-2:] != " 0"
+        ]
+        warnings = [x for x in self.log.read_text().splitlines() if "][info]" not in x]
+        return "\n".join([*of_cluster, *warnings])
 
     def scraped(self) -> str:
         try:
