@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -40,9 +39,9 @@ def image() -> Outcome:
         raise Absent("no deploy/image/build")
     with engine("buildah", "mmdebstrap") as run:
         _tried(run, "buildah", "rm", run.tried("buildah", "from", "scratch").stdout.strip())
-        os.environ["ENGINE"] = "buildah"
+        command = ("env", "ENGINE=buildah", str(script), "--base", "local")
         try:
-            said = run.run(str(script), "--base", "local", seconds=1_500)
+            said = run.run(*command, seconds=1_500)
         except Failed as failed:
             return Outcome("forward-ofa", [str(failed)])
     return Outcome(said.splitlines()[-1])
