@@ -17,6 +17,9 @@ from services.runtime.checks import SettingsError
 from services.settings import parse_targets
 from services.trainer.__main__ import make_parser as make_trainer_parser
 
+# Variables that libraries read by themselves.
+_OF_LIBRARIES = {"OMP_NUM_THREADS"}
+
 
 def commands(world: World) -> Iterator[str]:
     """Each of our containers' arguments are read by the parser of the command that it runs."""
@@ -71,5 +74,5 @@ def variables(world: World) -> Iterator[str]:
             )
             for name in used - known:
                 yield f"{each.name}: {container['name']}: $({name}) is not defined"
-            for name in known - used:
+            for name in known - used - _OF_LIBRARIES:
                 yield f"{each.name}: {container['name']}: nothing reads {name}"
