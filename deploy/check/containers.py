@@ -278,7 +278,15 @@ class Cluster:
 
     def _job(self) -> str:
         """The trainer trains and publishes what the services then serve."""
-        job = ("--data", "synthetic", "--recipe", "quick", "--gate", "off", "--watch")
+        job: tuple[str, ...] = (
+            "--data",
+            "synthetic",
+            "--recipe",
+            "quick",
+            "--gate",
+            "off",
+            "--watch",
+        )
         # As small as the first version, which it would replace.
         job += ("--set", "method.backbone.blocks=2", "--set", "method.backbone.hidden=16")
         trainer = ("--server", "trainer-api:50071", "--allow-insecure")
