@@ -67,6 +67,10 @@ paper: $(DEV) ## the paper's tables and figures, ours beside them: hours; ARGS=-
 paper-quick: $(DEV) ## the same on a tiny log with one epoch each: minutes, to see that all of it works
 	@$(BIN)/python -m experiments.kdd25 --quick $(ARGS)
 
+.PHONY: deploy-check
+deploy-check: $(DEV) ## what deploy/ builds, from YAML to pods that serve a device; ARGS=--help
+	@$(BIN)/python -m deploy.check $(ARGS)
+
 .PHONY: test
 test: checks ## every check: lint, types, import rules, protos, tests (but the slow ones)
 	$(BIN)/pytest -m 'not slow' $(ARGS)

@@ -1,0 +1,1 @@
+"""`make deploy-check`: a ladder of checks, from YAML's spelling to pods that serve a device."""
