@@ -134,6 +134,12 @@ def _explain(error: Any, address: str) -> CommandError:
             return CommandError(
                 f"{fault.text}. {fault.action}", Exit.USAGE if reason in _USAGE else code
             )
+    if error.code().name == "DEADLINE_EXCEEDED":
+        return CommandError(
+            f"the trainer at {address} did not answer within {_CALL_SECONDS:g} s. It may have "
+            "done what was asked: look with `forward-ofa jobs list` before you ask again",
+            Exit.UNREACHABLE,
+        )
     if error.code().name in _UNREACHABLE:
         return CommandError(
             f"the trainer at {address} cannot be reached: is `make trainer` running there? "
