@@ -7,6 +7,7 @@ token, and neither the password of the queue nor the log's packages.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,6 +135,10 @@ def submit(
         percent=percent,
         no_publish=no_publish,
     )
+    if submission is not None and not re.fullmatch("[A-Za-z0-9_-]{8,64}", submission):
+        raise CommandError(
+            f"--submission is 8 to 64 of A-Z a-z 0-9 _ -, not {submission[:70]!r}", Exit.USAGE
+        )
     # An id always, so that a lost answer does not become a second job.
     chosen = secrets.token_hex(16) if submission is None else submission
     request = api.SubmitJobRequest(parameters=parameters, submission_id=chosen)

@@ -8,6 +8,7 @@ import itertools
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,11 @@ def _rounds(
 ) -> int:
     """One after the other, each with new devices; the worst exit code. Whoever lets devices live
     until told to stop wants them back after an outage, so a bad round does not end it."""
-    worst, state = 0, population.state
-    for number in itertools.count(1) if options.rounds == 0 else range(1, options.rounds + 1):
-        folder = state / f"round-{number}"
+    worst = 0
+    population.state.mkdir(parents=True, exist_ok=True)
+    for _ in itertools.count() if options.rounds == 0 else range(options.rounds):
+        # A new one, whatever an earlier run left behind.
+        folder = Path(tempfile.mkdtemp(prefix="round-", dir=population.state))
         code = _live(options, dataclasses.replace(population, state=folder), lives)
         worst = max(worst, code)
         shutil.rmtree(folder)
@@ -110,10 +113,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _rounds_number(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"0 or more, not {text!r}")
+    return int(text)
 
 
 def _population(options: argparse.Namespace) -> crowd.Population:

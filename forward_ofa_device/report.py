@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from forward_ofa_api.controller.v1 import controller_pb2 as pb
 from forward_ofa_device.errors import CorruptFile, DeviceError, WrongVersion
 
-MOST = 100
+MOST = 20
 """What the cloud takes of each count; a device stops counting there."""
 TOP = 10
 

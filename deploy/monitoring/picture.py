@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from deploy.monitoring.queries import Drawn, Series, boards, over_time, read_board
+from deploy.monitoring.queries import Drawn, QueryError, Series, boards, over_time, read_board
 
 _CELL, _ROW, _GAP = 62, 34, 8
 _COLOURS = ("#3274d9", "#e0752d", "#299c46", "#a352cc", "#d44a3a", "#17a2a2", "#b8860b", "#777777")
@@ -216,8 +216,12 @@ def main() -> int:
     if not (a.minutes > 0 and math.isfinite(a.minutes)):
         parser.error("--minutes must be above 0")
     now = time.time()
-    for path in draw_all(a.prometheus, now - 60 * a.minutes, now, a.out):
-        print(path)
+    try:
+        for path in draw_all(a.prometheus, now - 60 * a.minutes, now, a.out):
+            print(path)
+    except (QueryError, NoBrowser, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

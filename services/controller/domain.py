@@ -149,7 +149,7 @@ class Controller:
         )
         self._observe(reply, sum(path), served.dense(request.encoding))
         if request.report is not None:
-            self._reports.count(request.report)
+            self._reports.count(request.report, request.version)
         return reply
 
     async def candidates(self, request: CandidatesRequest) -> CandidateList:

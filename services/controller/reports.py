@@ -1,7 +1,7 @@
 """What devices tell about the networks that they had: counts, checked, added up by version.
 
-They are claims of strangers: a report weighs `MOST` touches at most, nothing but the metrics
-depends on it, and only versions that are in memory become a label.
+They are claims of strangers, and alerts look at their sums: so a report weighs `MOST` touches and
+one damage at most, and counts for the version that it came with, if that is in memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from services.runtime.metrics import Metrics
 
-MOST = 100
+MOST = 20
 _OTHER = "other"
 
 
@@ -26,7 +26,7 @@ class DeviceReport:
 
     @property
     def sane(self) -> bool:
-        return self.hits <= self.touched <= MOST and self.damaged <= MOST
+        return self.hits <= self.touched <= MOST
 
 
 class Reports:
@@ -37,15 +37,17 @@ class Reports:
         self._counted = metrics.device_reports.labels("counted")
         self._ignored = metrics.device_reports.labels("ignored")
 
-    def count(self, report: DeviceReport) -> None:
-        """Adds a report up, or ignores it."""
+    def count(self, report: DeviceReport, asked: str) -> None:
+        """Adds a report up, or ignores it. asked: the version that its request names; what is
+        told of another one counts as "other"."""
         if not report.sane:
             self._ignored.inc()
             return
         self._counted.inc()
         if report.damaged:
-            self._metrics.device_damaged.inc(report.damaged)
+            self._metrics.device_damaged.inc()
         if report.touched:
-            version = report.version if report.version in self._loaded() else _OTHER
+            known = report.version == asked and asked in self._loaded()
+            version = report.version if known else _OTHER
             self._metrics.online_touches.labels(version).inc(report.touched)
             self._metrics.online_hits.labels(version).inc(report.hits)

@@ -172,7 +172,10 @@ class Admission:
         if not self._resumable and self._measured >= _SURE and left < self._mean / 2:
             # Each refusal lets the mean sink, so that one is tried again before long.
             self._mean *= _CUT
-            raise Fault(Reason.DEADLINE, retry=self.window(), detail="too near")
+            # No refusal for want of room: it neither lengthens the queue of those who were refused
+            # nor says that it is not calm.
+            earliest = round(1e3 * min(max(self._mean, _SHORTEST_RETRY), _LONGEST_RETRY))
+            raise Fault(Reason.DEADLINE, retry=(earliest, 2 * earliest), detail="too near")
 
 
 class Unread:

@@ -253,7 +253,7 @@ class Metrics:
         )
         self.device_damaged = Counter(
             "forward_ofa_device_damaged",
-            "Networks and files that devices threw away, since a digest or the content was wrong",
+            "Reports of devices that threw something away: its digest or content was wrong",
             registry=r,
         )
 

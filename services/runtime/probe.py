@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import math
 import sys
 from collections.abc import Sequence
 
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--live", action="store_true", help="ask whether it lives, not more")
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds (3)")
     options = parser.parse_args(arguments)
+    if not (math.isfinite(options.timeout) and 0 < options.timeout < 3600):
+        parser.error("--timeout is above 0 and below 3600")
     try:
         host, port = split_address(options.address, "address")
     except SettingsError as error:
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = "/livez" if options.live else "/readyz"
     try:
         status, text = ask(host, port, path, options.timeout)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         print(f"{options.address}{path}: {error}", file=sys.stderr)
         return 1
     print(f"{options.address}{path}: {text}")

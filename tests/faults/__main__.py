@@ -31,7 +31,13 @@ def main() -> int:
     options = parser.parse_args()
     if options.inside is None:
         return run_inside("tests.faults", sys.argv[1:])
+    options.only = [text for text in options.only.split(",") if text]
     rows, broken = _run(options)
+    if not rows:
+        print(
+            f"no fault's name contains any of {options.only}: see docs/faults.md", file=sys.stderr
+        )
+        return 2
     if options.json:
         report = {"machine": _machine(), "rows": [row.as_json() for row in rows], "logs": broken}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -45,7 +51,7 @@ def _run(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
     with Stalls() as stalls, stand(options.inside, options.missing) as system:
         print(HEADING, flush=True)
         for fault in catalogue(system):
-            if any(text in fault.name for text in options.only.split(",")):
+            if not options.only or any(text in fault.name for text in options.only):
                 rows.append(make_row(fault, system.load, stalls))
                 print(line(rows[-1]), flush=True)
         broken = _tracebacks(system)

@@ -152,16 +152,18 @@ class DeviceReport(_message.Message):
     HITS_FIELD_NUMBER: _builtins.int
     DAMAGED_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """The version whose networks ranked. The counts are of this version alone."""
+    """The version whose networks ranked. The counts are of this version alone, and
+    count for it if the request names it too.
+    """
     touched: _builtins.int
     """Items that the user touched for the first time while a ranking of the
-    session's candidates was there. At most 100.
+    session's candidates was there. At most 20.
     """
     hits: _builtins.int
     """How many of those were among the ten best of that ranking."""
     damaged: _builtins.int
     """Networks, candidates and files that were thrown away, since a digest or the
-    content was not what was announced. At most 100.
+    content was not what was announced. A report with any counts as one.
     """
     def __init__(
         self,

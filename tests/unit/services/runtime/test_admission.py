@@ -103,6 +103,18 @@ def test_a_burst_is_let_in_whole_and_again_after_an_overload(clock):
     assert refused == 0
 
 
+def test_impossible_deadlines_keep_nobody_else_out(clock):
+    admission = Admission(256, target_ms=100, calm=64)
+    serve(admission, clock, rate=100, seconds=5, offered=1000)
+    assert admission.limit < 20
+    for _ in range(20):
+        clock.now += 0.1
+        with pytest.raises(Fault):
+            admission.check_deadline(0.001)
+    _, refused = serve(admission, clock, rate=100, seconds=0.04, offered=1000)
+    assert refused == 0
+
+
 def test_the_limit_never_falls_so_far_that_nothing_is_done(clock):
     admission = Admission(256, target_ms=100, calm=64)
     serve(admission, clock, rate=2, seconds=60, offered=100)
