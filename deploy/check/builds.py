@@ -17,12 +17,15 @@ OVERLAYS = ("local", "production")
 # In the order in which they have to stand in an overlay.
 FIRST = ("canary-release", "canary-version", "gpu-trainer", "device-tokens")
 REDIS = (("redis-sessions", "redis-jobs"), ("managed-redis",))
-MIDDLE = ("tls", "gateway", "gateway-tls", "network-policies", "autoscaling", "monitoring")
+MIDDLE = (
+    "tls", "gateway", "gateway-tls", "network-policies", "autoscaling", "gateway-autoscaling",
+    "monitoring",
+)  # fmt: skip
 REGISTRY = ("registry-volume", "registry-s3")
 LAST = ("mapper-with-assembler",)
 OPTIONAL = (*FIRST, *MIDDLE, *LAST)
 ENTANGLED = ("canary-release", "device-tokens", "tls", "gateway", "autoscaling", *LAST)
-NEEDS = {"gateway-tls": {"gateway", "tls"}}
+NEEDS = {"gateway-tls": {"gateway", "tls"}, "gateway-autoscaling": {"gateway"}}
 
 
 def ordered(chosen: set[str]) -> tuple[str, ...]:

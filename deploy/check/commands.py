@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shlex
 from collections.abc import Iterator
+from typing import Any
 
 import typer.main
 
@@ -25,10 +27,22 @@ def commands(world: World) -> Iterator[str]:
     """Each of our containers' arguments are read by the parser of the command that it runs."""
     for each in world.workloads:
         for container in each.containers:
-            if image_name(container["image"]) in OURS and "command" not in container:
-                said = refused(world.arguments(container))
-                if said:
-                    yield f"{each.name}: {container['name']}: {said}"
+            if image_name(container["image"]) in OURS:
+                for arguments in _told(world, container):
+                    said = refused(arguments)
+                    if said:
+                        yield f"{each.name}: {container['name']}: {said}"
+
+
+def _told(world: World, container: Any) -> Iterator[list[str]]:
+    """The arguments of `forward-ofa`: the container's, or those of each line of its script."""
+    arguments = world.arguments(container)
+    if "command" not in container:
+        yield arguments
+        return
+    for line in re.findall(r"(?m)(?:^|\$\()forward-ofa ([^)\n]+)", container["command"][2]):
+        words = [[word] if word != "$@" else arguments for word in shlex.split(line)]
+        yield [word for group in words for word in group]
 
 
 def refused(arguments: list[str]) -> str:

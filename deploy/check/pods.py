@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -130,8 +131,7 @@ def shutdown(world: World) -> Iterator[str]:
             float(option(arguments, flag) or 0)
             for flag in ("--drain-delay", "--drain-seconds", "--stop-seconds")
         )
-        sleep = each.main.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
-        needed += sleep.get("seconds", 0)
+        needed += _hook_seconds(each.main.get("lifecycle", {}).get("preStop", {}))
         if arguments[:1] == ["serve"] and option(arguments, "--drain-seconds") is None:
             needed += ServerSettings().drain_seconds
         if grace < needed + _SPARE_SECONDS:
@@ -140,6 +140,13 @@ def shutdown(world: World) -> Iterator[str]:
         delay = option(arguments, "--drain-delay")
         if delay is not None and float(delay) <= period:
             yield f"{each.name}: --drain-delay {delay} is over before readiness is asked again"
+
+
+def _hook_seconds(hook: Any) -> float:
+    """What a preStop hook sleeps."""
+    script = " ".join(hook.get("exec", {}).get("command", ()))
+    slept = sum(float(seconds) for seconds in re.findall(r"\bsleep (\d+)\b", script))
+    return slept + float(hook.get("sleep", {}).get("seconds", 0))
 
 
 def images(world: World) -> Iterator[str]:

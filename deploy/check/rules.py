@@ -62,6 +62,9 @@ def ports(world: World) -> Iterator[str]:
             for each in world.selected(service["spec"]["selector"]):
                 if target not in each.ports() and target not in each.ports().values():
                     yield f"{name_of(service)}: {each.name} has no port {target}"
+                secure = any(v["name"] == "tls" for v in each.pod.get("volumes", ()))
+                if secure and port.get("appProtocol") == "kubernetes.io/h2c":
+                    yield f"{name_of(service)}: h2c is without TLS, and {each.name} has it"
     for each in world.workloads:
         numbers = list(each.ports().values())
         if len(numbers) != len(set(numbers)):

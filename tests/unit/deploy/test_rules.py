@@ -18,7 +18,8 @@ Break = Callable[[World], None]
 
 @pytest.fixture(scope="module")
 def built() -> dict[str, list[Any]]:
-    plain = ordered({"registry-volume", "gateway", "network-policies", "canary-release", *REDIS[0]})
+    chosen = {"registry-volume", "gateway", "network-policies", "canary-release", "first-version"}
+    plain = ordered({*chosen, *REDIS[0]})
     return {"production": parse(overlay("production")), "plain": parse(combination(plain))}
 
 
@@ -78,6 +79,9 @@ BROKEN: list[tuple[str, str, Break, str]] = [
      lambda w: get(w, "Service", "mapper")["spec"].pop("clusterIP"), "not headless"),
     ("ports", PLAIN,
      lambda w: get(w, "Service", "mapper")["spec"]["ports"][0].update(targetPort="rpc"), "rpc"),
+    ("ports", PRODUCTION,
+     lambda w: get(w, "Service", "gateway")["spec"]["ports"][0].update(
+         appProtocol="kubernetes.io/h2c"), "without TLS"),
     ("references", PLAIN, lambda w: drop(w, "PersistentVolumeClaim", "registry"), "no Persistent"),
     ("references", PLAIN, lambda w: drop(w, "ServiceAccount", "mapper"), "ServiceAccount"),
     ("references", PRODUCTION, lambda w: drop(w, "Certificate", "assembler"), "assembler-tls"),
@@ -121,7 +125,11 @@ BROKEN: list[tuple[str, str, Break, str]] = [
     ("shutdown", PLAIN,
      lambda w: argument(w, "mapper", "--drain-delay", "--drain-delay=1"), "is over before"),
     ("shutdown", PRODUCTION,
-     lambda w: main(w, "gateway")["lifecycle"]["preStop"]["sleep"].update(seconds=60), "of grace"),
+     lambda w: main(w, "gateway")["lifecycle"].update(preStop={"sleep": {"seconds": 60}}),
+     "of grace"),
+    ("shutdown", PLAIN,
+     lambda w: main(w, "gateway")["lifecycle"]["preStop"]["exec"]["command"].append("sleep 20"),
+     "up to 40 s"),
     ("images", PLAIN, lambda w: main(w, "mapper").update(image="forward-ofa:9"), "not version"),
     ("images", PLAIN, lambda w: main(w, "gateway").update(image="x/envoy"), "no fixed tag"),
     ("images", PLAIN, lambda w: main(w, "mapper").update(image="r/forward-ofa:0.1.0"), "several"),
@@ -132,6 +140,9 @@ BROKEN: list[tuple[str, str, Break, str]] = [
     ("files", PLAIN,
      lambda w: main(w, "trainer-worker")["volumeMounts"][-1].update(readOnly=True), "--registry"),
     ("commands", PLAIN, lambda w: main(w, "mapper")["args"].append("--no-such"), "--no-such"),
+    ("commands", PLAIN,
+     lambda w: w.get("Job", "first-version")["spec"]["template"]["spec"]["containers"][0][
+         "args"].append("--no-such"), "Job/first-version: publish: No such option"),
     ("commands", PLAIN, lambda w: argument(w, "mapper", "--target", "--target=x"), "target is"),
     ("commands", PLAIN,
      lambda w: main(w, "trainer-worker")["args"].append("--slot=x"), "slot"),
