@@ -37,7 +37,7 @@ from services.sessions.codec import encode
 
 SHARD_ITEMS = 4096
 """As an export cuts the catalogue: the most popular items, then shards of at least so many."""
-_MOST_ITEMS, _MOST_HIDDEN = 10**9, 1024
+_MOST_ITEMS, _MOST_HIDDEN = 10**8, 1024
 """What is computed makes some of a version's messages: so they stay below a gigabyte."""
 _VERSION = "20250131-120000-0a1b2c3d"
 _SESSION = "A" * 20
