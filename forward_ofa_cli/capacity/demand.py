@@ -71,7 +71,7 @@ RANGES: dict[str, tuple[float, float]] = {
 """Least and most of each number: far beyond what is real, and near enough that nothing overflows
 and no message that is made to be measured fills the memory."""
 _TINY = 1e-9
-"""Between 0 and this is no number of anything, and what is divided by it overflows."""
+"""Fewer sessions of a device a day are none, and what is divided by them overflows."""
 
 
 def _short(number: float) -> str:
@@ -122,8 +122,8 @@ class Demand:
             # A comparison with nan is never true.
             if value is not None and not least <= value <= most:
                 raise self._error(name, f"a number from {_short(least)} to {_short(most)}")
-            if value is not None and 0 < value < _TINY:
-                raise self._error(name, f"0, or a number from {_TINY:g}")
+        if 0 < self.sessions_per_day < _TINY:
+            raise self._error("sessions_per_day", f"0, or a number from {_TINY:g}")
         for name, known in (("encoding", ENCODINGS), ("layout", LAYOUTS), ("spare", SPARES)):
             if getattr(self, name) not in known:
                 raise self._error(name, f"one of {', '.join(known)}")
