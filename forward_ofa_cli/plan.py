@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from forward_ofa_cli.capacity.sizes import Shape
 
 _TRAFFIC, _MODEL, _ROOM, _OUTPUT = "Traffic", "Version", "Room", "Output"
+_OF_A_VERSION = ("backbone", "blocks", "hidden", "items", "id_bytes")
 
 
 def _option(text: str, panel: str, *names: str) -> Any:
@@ -59,15 +60,19 @@ def plan(
     encoding: Annotated[str | None, _option("float32, float16 or int8.", _MODEL)] = None,
     kept_blocks: Annotated[Number, _option("Of a network, mean. Default: all.", _MODEL)] = None,
     candidates: Annotated[Count, _option("Items that a device gets to rerank.", _MODEL)] = None,
-    backbone: Annotated[str, _option("sasrec or nextitnet.", _MODEL)] = "sasrec",
+    backbone: Annotated[
+        str | None, _option("sasrec or nextitnet. Default: sasrec.", _MODEL)
+    ] = None,
     blocks: Annotated[Count, _option("L, if not the paper's 6 or 12.", _MODEL)] = None,
-    hidden: Annotated[int, _option("Width d.", _MODEL)] = 64,
-    items: Annotated[int, _option("Items of the catalogue.", _MODEL)] = 100_000,
-    id_bytes: Annotated[int, _option("Bytes of an item id, mean.", _MODEL)] = 10,
+    hidden: Annotated[Count, _option("Width d. Default: 64.", _MODEL)] = None,
+    items: Annotated[Count, _option("Of the catalogue. Default: 100000.", _MODEL)] = None,
+    id_bytes: Annotated[Count, _option("Of an item id, mean. Default: 10.", _MODEL)] = None,
     registry: Annotated[
         str | None, _option("Take sizes and kept blocks from a published version.", _MODEL)
     ] = None,
-    version: Annotated[str, _option("Which one, or a label; with --registry.", _MODEL)] = "stable",
+    version: Annotated[
+        str | None, _option("Which one, or a label. Default: stable.", _MODEL)
+    ] = None,
     more_shards: Annotated[
         Number, _option("Item shards that a device fetches beside the most popular items.", _MODEL)
     ] = None,
@@ -119,7 +124,7 @@ def plan(
         raise CommandError(str(error), Exit.USAGE) from None
     ways = compare(made, measured)
     if as_json:
-        typer.echo(json.dumps(plan_view.as_json(made, ways, measured), indent=2))
+        typer.echo(json.dumps(plan_view.as_json(made, ways, measured), indent=2, allow_nan=False))
     else:
         plan_view.show(console(), made, ways, measured)
 
@@ -140,26 +145,54 @@ def _demand(given: dict[str, Any], kept: float | None) -> Demand:
 def _shape(given: dict[str, Any]) -> tuple[Shape, float | None]:
     """The version's sizes, and its mean of kept blocks if that is known.
 
-    Raises CommandError, RegistryError, Fault.
+    Raises CommandError, RegistryError.
     """
+    if "registry" in given:
+        return _published(given)
     from forward_ofa_cli.capacity.sizes import Shape
     from forward_ofa_device.backbones import names
     from forward_ofa_device.backbones.contract import BackboneConfig
 
-    if "registry" in given:
-        from forward_ofa_cli.publish import open_place
-
-        found = open_place(given["registry"])
-        found.check()
-        published = found.open(found.labels().get(given["version"], given["version"]))
-        kept = published.manifest.metrics.get("mean_kept_blocks")
-        return Shape.published(published), None if kept is None else float(kept)
-    name = given["backbone"]
+    if "version" in given:
+        raise CommandError("--version names one of a registry: give --registry too", Exit.USAGE)
+    name = given.get("backbone", "sasrec")
     if name not in names():
         raise CommandError(f"--backbone {name}: use {' or '.join(names())}.", Exit.USAGE)
     usual = {"nextitnet": 12}.get(name, 6)
     try:
-        config = BackboneConfig(name, given.get("blocks", usual), given["hidden"])
-        return Shape.of(config, given["items"], given["id_bytes"]), None
+        config = BackboneConfig(name, given.get("blocks", usual), given.get("hidden", 64))
+        return Shape.of(config, given.get("items", 100_000), given.get("id_bytes", 10)), None
     except ValueError as error:
         raise CommandError(str(error), Exit.USAGE) from None
+
+
+def _published(given: dict[str, Any]) -> tuple[Shape, float | None]:
+    """Raises CommandError, RegistryError."""
+    from forward_ofa_cli.capacity.sizes import Shape, mean_kept_blocks
+    from forward_ofa_cli.publish import open_place
+    from services.errors import Fault, Reason
+
+    own = [f"--{name.replace('_', '-')}" for name in _OF_A_VERSION if name in given]
+    if own:
+        raise CommandError(
+            f"{', '.join(own)}: the version has its own; leave out this or --registry", Exit.USAGE
+        )
+    where, wanted = given["registry"], given.get("version", "stable")
+    if not where:
+        raise CommandError("--registry is empty: give a folder or a URL", Exit.USAGE)
+    registry = open_place(where)
+    registry.check()
+    try:
+        published = registry.open(registry.labels().get(wanted, wanted))
+        return Shape.published(published), mean_kept_blocks(published)
+    except Fault as fault:
+        # What the Fault advises is for devices.
+        look = f"`forward-ofa versions list --registry {where}`"
+        if fault.reason == Reason.UNKNOWN_VERSION:
+            what = f"{where} has no version or label {wanted[:64]!r}: {look} shows those it has"
+        else:
+            what = (
+                f"{fault.text} ({fault.detail}): publish the run again, or name another version; "
+                f"{look} shows them"
+            )
+        raise CommandError(what, Exit.BAD_VERSION) from None

@@ -136,13 +136,14 @@ def _traffic(plan: Plan) -> Table:
 def _rest(plan: Plan) -> list[str]:
     demand, redis, releases = plan.demand, plan.redis, plan.releases
     internal = plan.internal * demand.peak_to_mean * 8 / 1e9
+    most = "any number of" if redis.most_devices is None else f"{redis.most_devices:,.0f}"
     return [
         f"[bold]Between services[/]: {internal:,.2f} Gbit/s at the peak, of which "
         f"{plan.crossing:.0%} from zone to zone if calls are spread over zones.",
         f"[bold]Redis[/]: {redis.sessions:,.0f} sessions of {redis.session_bytes:,.0f} bytes "
         f"at the peak, {redis.memory / 1e9:,.2f} GB; {redis.commands:,.0f} commands/s, "
         f"{redis.cores:.2f} cores; {redis.nodes} master(s), each with a replica. One is enough for "
-        f"{redis.most_devices:,.0f} devices.",
+        f"{most} devices.",
         f"[bold]A version[/]: {releases.bundle / 1e6:,.2f} MB to a device, "
         f"{releases.downloads:,.1f} downloads/s; pods read {releases.pulled / 1e9:,.2f} GB of the "
         f"registry, {releases.pull_gbit:,.2f} Gbit/s if all do within a minute, and poll it "

@@ -11,6 +11,7 @@ from forward_ofa_cli.capacity.planning import (
     Plan,
     make_plan,
     mean_request,
+    search_extra_ms,
 )
 from forward_ofa_cli.capacity.sizes import HANDSHAKE_BYTES, Shape, on_the_wire
 
@@ -63,7 +64,7 @@ def _dense(demand: Demand, shape: Shape, costs: Costs) -> Way:
     front = LAYOUTS[demand.layout][0]
     kiloitem = costs.cpu[front].get("kiloitem", 0.0)
     down = on_the_wire(request.candidates, tls=demand.tls)
-    cpu = costs.ranking.call + kiloitem * request.work.kiloitem + _tls_ms(demand, costs, down)
+    cpu = _call_ms(shape, costs) + kiloitem * request.work.kiloitem + _tls_ms(demand, costs, down)
     files = costs.downloads.request * 3 + costs.downloads.megabyte * (bundle + network) / 1e6
     mean = (
         rate * down
@@ -85,13 +86,19 @@ def _cloud(demand: Demand, shape: Shape, costs: Costs) -> Way:
     answer = _ANSWER_ITEMS * (shape.id_bytes + 6) + 100
     down = on_the_wire(answer, tls=demand.tls)
     per_session = replace(demand, requests_per_session=max(1.0, demand.rankings_per_session))
-    cpu = costs.ranking.call + costs.ranking.network * flops + _tls_ms(per_session, costs, down)
+    network = costs.ranking.network * flops
+    cpu = _call_ms(shape, costs) + network + _tls_ms(per_session, costs, down)
     mean = rate * down + _handshakes(demand, demand.sessions_per_second)
     return _way(
         "everything ranked on the cloud",
         "a call a ranking; histories leave the device",
         demand, rate, rate * cpu / 1e3, mean, offline=False,
     )  # fmt: skip
+
+
+def _call_ms(shape: Shape, costs: Costs) -> float:
+    """Of a call that retrieves in this catalogue, as ours does."""
+    return costs.ranking.call + search_extra_ms(shape, costs)
 
 
 def _tls_ms(demand: Demand, costs: Costs, down: float) -> float:

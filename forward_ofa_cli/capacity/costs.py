@@ -7,7 +7,6 @@ system, all threads of a process, kernel included.
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -39,6 +38,10 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "redis": ("request",),
 }
 """What the CPU time of a kind of process depends on, see `Work`."""
+
+
+_MOST = 1e12
+"""Of any figure, in its own unit; so that nothing computed from them overflows."""
 
 
 class CostsError(ValueError):
@@ -178,7 +181,10 @@ def read_costs(path: Path | None = None) -> Costs:
     path = path or Path(__file__).with_name("costs.toml")
     try:
         raw = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise CostsError(f"{path} is no file of costs: it is nested too deep") from None
+    except ValueError as error:
+        # Beside TOMLDecodeError: text that is not UTF-8, a number of thousands of digits.
         raise CostsError(f"{path} is no TOML file: {error}") from error
     return _Reader(path).costs(raw)
 
@@ -200,6 +206,8 @@ class _Reader:
         }
         origin = {name: str(self.value(raw, "origin", name)) for name in ORIGIN}
         residual = {kind: self.number(raw, "residual", kind) for kind in FEATURES}
+        if sections["trainer"].hidden < 1:
+            self.fail(("trainer", "hidden"), "is the width that was measured, so at least 1")
         return Costs(cpu=cpu, memory=memory, origin=origin, residual=residual, **sections)
 
     def section(self, raw: Mapping[str, Any], of: type[Any], *where: str) -> Any:
@@ -208,8 +216,10 @@ class _Reader:
     def number(self, raw: Mapping[str, Any], *where: str) -> float:
         value = self.value(raw, *where)
         good = isinstance(value, int | float) and not isinstance(value, bool)
-        if not good or not 0 <= value < math.inf:
-            self.fail(where, f"is {value!r}; it must be a number and not negative")
+        if isinstance(value, int) and abs(value) > _MOST:
+            self.fail(where, f"is too large; it must be a number from 0 to {_MOST:g}")
+        if not good or not 0 <= value <= _MOST:
+            self.fail(where, f"is {value!r}; it must be a number from 0 to {_MOST:g}")
         return float(value)
 
     def value(self, raw: Any, *where: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -47,6 +46,37 @@ WHY = {
 }
 """Why each default of Demand is what it is; every plan prints it."""
 
+RANGES: dict[str, tuple[float, float]] = {
+    "devices": (1, 1e11),
+    "sessions_per_day": (0, 1e5),
+    "requests_per_session": (1, 1e5),
+    "rankings_per_session": (0, 1e5),
+    "peak_to_mean": (1, 1_000),
+    "kept_blocks": (1, 65_536),
+    "candidates": (1, 10_000),
+    "new_items": (0, 1),
+    "session_minutes": (0, 1e5),
+    "session_ttl": (0, 1e7),
+    "updates_per_day": (0, 1_000),
+    "more_shards": (0, 1e6),
+    "versions": (1, 1_000),
+    "examples": (0, 1e15),
+    "epochs": (0, 1e5),
+    "utilisation": (0.01, 1),
+    "processes": (1, 1_000),
+    "zones": (1, 1_000),
+    "regions": (1, 1_000),
+    "redis_gb": (0.01, 1e5),
+}
+"""Least and most of each number: far beyond what is real, and near enough that nothing overflows
+and no message that is made to be measured fills the memory."""
+_TINY = 1e-9
+"""Fewer sessions of a device a day are none, and what is divided by them overflows."""
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1 else f"{number:g}"
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -87,21 +117,13 @@ class Demand:
     redis_gb: float = 25.0
 
     def __post_init__(self) -> None:
-        self._at_least("devices", 1)
-        for name in ("sessions_per_day", "session_minutes", "session_ttl", "examples", "epochs",
-                     "rankings_per_session", "updates_per_day", "more_shards"):  # fmt: skip
-            self._at_least(name, 0)
-        for name in ("requests_per_session", "peak_to_mean", "candidates", "versions", "zones",
-                     "processes", "regions"):  # fmt: skip
-            self._at_least(name, 1)
-        if self.kept_blocks is not None:
-            self._at_least("kept_blocks", 1)
-        if not 0 <= self.new_items <= 1:
-            raise self._error("new_items", "from 0 to 1")
-        if not 0 < self.utilisation <= 1:
-            raise self._error("utilisation", "above 0 and at most 1")
-        if not 0 < self.redis_gb < math.inf:
-            raise self._error("redis_gb", "above 0")
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            # A comparison with nan is never true.
+            if value is not None and not least <= value <= most:
+                raise self._error(name, f"a number from {_short(least)} to {_short(most)}")
+        if 0 < self.sessions_per_day < _TINY:
+            raise self._error("sessions_per_day", f"0, or a number from {_TINY:g}")
         for name, known in (("encoding", ENCODINGS), ("layout", LAYOUTS), ("spare", SPARES)):
             if getattr(self, name) not in known:
                 raise self._error(name, f"one of {', '.join(known)}")
@@ -114,11 +136,6 @@ class Demand:
                     f"--spare {name} needs --{name}s of at least 2: another one has to carry the "
                     "load of the one that is lost. Or use --spare none"
                 )
-
-    def _at_least(self, name: str, least: float) -> None:
-        value = getattr(self, name)
-        if not least <= value < math.inf:
-            raise self._error(name, f"a number, at least {least:g}")
 
     def _error(self, name: str, what: str) -> DemandError:
         return DemandError(f"--{name.replace('_', '-')} is {getattr(self, name)}: use {what}")

@@ -25,14 +25,15 @@ _LABELS = 2
 @dataclass(frozen=True)
 class Request:
     """Means over the requests of a session: the first gets a whole list of candidates, later
-    ones a part of it. Bytes are those of IP packets. up: to the cloud."""
+    ones a part of it. Bytes are those of IP packets. up: to the cloud.
+    flops: of an inference on the device, as the paper counts them and with attention."""
 
     work: Work
     artefact: float
     candidates: float
     rest: float
     up: float
-    flops: tuple[int, int]
+    flops: tuple[float, float]
 
     @property
     def down(self) -> float:
@@ -79,7 +80,8 @@ class Egress:
 @dataclass(frozen=True)
 class Redis:
     """sessions: alive at the peak. memory: bytes of them, once. commands: a second at the peak.
-    cores: at the peak; one node has one. nodes: masters, each with a replica."""
+    cores: at the peak; one node has one. nodes: masters, each with a replica. most_devices: for
+    which one node is enough; None: any number of them."""
 
     sessions: float
     session_bytes: float
@@ -87,7 +89,7 @@ class Redis:
     commands: float
     cores: float
     nodes: int
-    most_devices: float
+    most_devices: float | None
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def mean_request(demand: Demand, shape: Shape) -> Request:
     artefact = _artefact(demand, shape)
     whole = on_the_wire(artefact + candidates + reply_rest(), tls=demand.tls)
     backbone = build(shape.config)
-    flops = backbone.fixed_flops() + backbone.block_flops() * round(kept)
+    fixed, block = backbone.fixed_flops(), backbone.block_flops()
     return Request(
         work=Work(
             megabyte=artefact / 1e6,
@@ -205,7 +207,7 @@ def mean_request(demand: Demand, shape: Shape) -> Request:
         candidates=candidates,
         rest=whole - artefact - candidates,
         up=on_the_wire(shape.request(demand.encoding), tls=demand.tls),
-        flops=(flops.paper, flops.true),
+        flops=(fixed.paper + kept * block.paper, fixed.true + kept * block.true),
     )
 
 
@@ -215,15 +217,21 @@ def _bundle(demand: Demand, shape: Shape) -> float:
     return shape.tensors + shape.popular + more * shape.shard
 
 
-def front_extra_ms(demand: Demand, shape: Shape, costs: Costs) -> float:
-    """CPU milliseconds of a request that the process in front has beyond the measured case: a
-    larger catalogue's search, encryption and the handshake's share."""
+def search_extra_ms(shape: Shape, costs: Costs) -> float:
+    """CPU milliseconds that a search of this catalogue takes beyond that of the measured one. In
+    front of each way to serve, as each retrieves candidates."""
     if shape.items > 100_000:
         search = costs.retrieval.approximate
     else:
         search = costs.retrieval.exact * shape.items * shape.config.hidden / 1e6
     measured = costs.retrieval.exact * costs.retrieval.items * 64 / 1e6
-    extra = max(0.0, search - measured)
+    return max(0.0, search - measured)
+
+
+def front_extra_ms(demand: Demand, shape: Shape, costs: Costs) -> float:
+    """CPU milliseconds of a request that the process in front has beyond the measured case: a
+    larger catalogue's search, encryption and the handshake's share."""
+    extra = search_extra_ms(shape, costs)
     if demand.tls:
         request = mean_request(demand, shape)
         extra += costs.tls.megabyte * request.down / 1e6
@@ -303,8 +311,14 @@ def _redis(demand: Demand, shape: Shape, costs: Costs) -> Redis:
         commands=commands,
         cores=cores,
         nodes=nodes,
-        most_devices=demand.devices / max(loads) if max(loads) else math.inf,
+        most_devices=_most(demand.devices, max(loads)),
     )
+
+
+def _most(devices: int, nodes: float) -> float | None:
+    # So little load that the quotient is no number: as good as none.
+    most = devices / nodes if nodes else math.inf
+    return most if math.isfinite(most) else None
 
 
 def _releases(

@@ -16,10 +16,19 @@ from forward_ofa_api.types.v1 import types_pb2 as types
 from forward_ofa_device.artefact import BlockLayout, Encoding, artefact_bytes, pack_path
 from forward_ofa_device.backbones import build
 from forward_ofa_device.backbones.contract import BackboneConfig
-from forward_ofa_device.bundle import BundleManifest, bundle_shapes, write_bundle, write_shard
+from forward_ofa_device.bundle import (
+    MAX_SIDE,
+    BundleManifest,
+    bundle_shapes,
+    write_bundle,
+    write_shard,
+)
+from forward_ofa_device.history import MAX_ID_LENGTH
 from services.ports import SessionCandidates
 from services.registry.contract import (
     BUNDLE_TENSORS,
+    CATALOGUE,
+    MANIFEST,
     MAPPER,
     PublishedVersion,
     shard_file,
@@ -28,6 +37,8 @@ from services.sessions.codec import encode
 
 SHARD_ITEMS = 4096
 """As an export cuts the catalogue: the most popular items, then shards of at least so many."""
+_MOST_ITEMS, _MOST_HIDDEN = 10**8, 1024
+"""What is computed makes some of a version's messages: so they stay below a gigabyte."""
 _VERSION = "20250131-120000-0a1b2c3d"
 _SESSION = "A" * 20
 _KEY = "forward-ofa:session:"
@@ -71,8 +82,13 @@ class Shape:
     @classmethod
     def of(cls, config: BackboneConfig, items: int, id_bytes: int) -> Shape:
         """Of a version that is not there, by the formats. Raises ValueError."""
-        if items < 1 or id_bytes < 1:
-            raise ValueError("items and bytes of an item id must be at least 1")
+        for name, value, most in (
+            ("items", items, _MOST_ITEMS),
+            ("id-bytes", id_bytes, MAX_ID_LENGTH),
+            ("hidden", config.hidden, _MOST_HIDDEN),
+        ):
+            if not 1 <= value <= most:
+                raise ValueError(f"--{name} is {value}: use a number from 1 to {most:,}")
         backbone, d = build(config), config.hidden
         layout = BlockLayout.of(backbone.block_parameters())
         more = max(0, (items - SHARD_ITEMS) // SHARD_ITEMS)
@@ -99,7 +115,8 @@ class Shape:
         """Of a version in a registry. Raises Fault CORRUPT_VERSION."""
         manifest = version.manifest
         sizes = {name: entry.bytes for name, entry in manifest.files.items()}
-        ids = json.loads(version.path("catalogue.json").read_text())["item_ids"]
+        _check_backbone(version)
+        ids = _item_ids(version)
         others = [sizes[shard_file(n)] for n in range(1, manifest.shards)]
         return cls(
             manifest.backbone,
@@ -168,6 +185,39 @@ class Shape:
         rows = np.full(count, highest, "<u4").tobytes()
         value = encode(_SESSION, SessionCandidates(_VERSION, rows))
         return len(_KEY) + len(_SESSION) + len(value)
+
+
+def mean_kept_blocks(version: PublishedVersion) -> float | None:
+    """As measured when the version was made; None if it was not. Raises Fault CORRUPT_VERSION."""
+    manifest = version.manifest
+    mean, blocks = manifest.metrics.get("mean_kept_blocks"), manifest.backbone.blocks
+    if mean is None:
+        return None
+    if isinstance(mean, bool) or not isinstance(mean, int | float) or not 1 <= mean <= blocks:
+        raise version.corrupt(MANIFEST, f"mean_kept_blocks is no number from 1 to {blocks}")
+    return float(mean)
+
+
+def _check_backbone(version: PublishedVersion) -> None:
+    """A manifest of other sizes than the files would be planned with in all good faith."""
+    config, files = version.manifest.backbone, version.manifest.files
+    sides = (config.blocks, config.hidden, config.history, config.heads, *config.dilations)
+    layout = BlockLayout.of(build(config).block_parameters())
+    values = config.blocks * (config.hidden + 1) * layout.size
+    known = all(type(side) is int and side <= MAX_SIDE for side in sides)
+    if not known or 4 * values > files[MAPPER].bytes:
+        raise version.corrupt(MANIFEST, "the backbone is not that of its files")
+
+
+def _item_ids(version: PublishedVersion) -> list[str]:
+    try:
+        ids = json.loads(version.path(CATALOGUE).read_text())["item_ids"]
+        good = len(ids) == version.manifest.items and all(isinstance(one, str) for one in ids)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise version.corrupt(CATALOGUE, error) from error
+    if not good:
+        raise version.corrupt(CATALOGUE, "not as many item ids as the manifest says")
+    return list(ids)
 
 
 @lru_cache(maxsize=64)

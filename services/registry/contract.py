@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,10 +75,12 @@ def shard_file(shard: int) -> str:
     return f"bundle/items-{shard:04d}.safetensors"
 
 
-def required_files(manifest: VersionManifest) -> list[str]:
-    """What a version must have."""
-    index = [RETRIEVAL_INDEX] if manifest.retrieval.is_approximate else []
-    return [*REQUIRED, *index, *(shard_file(shard) for shard in range(manifest.shards))]
+def required_files(manifest: VersionManifest) -> Iterator[str]:
+    """What a version must have. One by one: a damaged manifest may claim any number of shards."""
+    yield from REQUIRED
+    if manifest.retrieval.is_approximate:
+        yield RETRIEVAL_INDEX
+    yield from (shard_file(shard) for shard in range(manifest.shards))
 
 
 def _leads_outside(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from forward_ofa_cli.capacity.costs import (
     CostsError,
     read_costs,
 )
-from forward_ofa_cli.capacity.demand import Demand, DemandError
+from forward_ofa_cli.capacity.demand import RANGES, Demand, DemandError
 from forward_ofa_cli.capacity.planning import (
     Plan,
     make_plan,
@@ -149,6 +150,14 @@ def test_a_mean_of_kept_blocks_is_a_mixture() -> None:
     assert SHAPE.artefact(4.25, "float16") == pytest.approx(0.75 * four + 0.25 * five)
 
 
+def test_a_mean_of_kept_blocks_is_a_mixture_in_the_flops_too() -> None:
+    four, half, five = (
+        mean_request(Demand(1, kept_blocks=kept), SHAPE).flops for kept in (4, 4.5, 5)
+    )
+    assert four[0] < half[0] == (four[0] + five[0]) / 2
+    assert four[1] < half[1] == (four[1] + five[1]) / 2
+
+
 def test_a_message_on_the_wire_is_a_few_percent_longer() -> None:
     assert 1.03 < on_the_wire(278_000, tls=True) / 278_000 < 1.05
     assert on_the_wire(278_000, tls=False) < on_the_wire(278_000, tls=True)
@@ -191,15 +200,58 @@ def test_the_comparison_says_what_speaks_against_us() -> None:
     assert not cloud.offline and cloud.gbit < ours.gbit
 
 
+def test_a_larger_catalogue_costs_every_way_the_same_search() -> None:
+    """Nobody retrieves for nothing: what is added to our plan is added to the others."""
+    added = []
+    for items in (20_000, 100_000):
+        # Nobody moves to a new version, so the files of the catalogue play no part.
+        shape, demand = Shape.of(BackboneConfig(), items, 10), Demand(1_000_000, updates_per_day=0)
+        ways = compare(make_plan(demand, shape, COSTS), COSTS)
+        added.append([1e3 * way.cores / way.calls for way in ways])
+    search = COSTS.retrieval.exact * 80_000 * 64 / 1e6
+    assert search > 1
+    for before, after in zip(*added, strict=True):
+        assert after - before == pytest.approx(search, rel=0.01)
+
+
+def test_without_load_one_redis_is_enough_for_any_number_of_devices() -> None:
+    redis = planned(sessions_per_day=0).redis
+    assert redis.nodes == 1 and redis.most_devices is None
+
+
+@pytest.mark.parametrize("name", sorted(RANGES))
+@pytest.mark.parametrize("edge", [0, 1])
+def test_every_number_may_be_at_its_edge(name: str, edge: int) -> None:
+    value = RANGES[name][edge]
+    value = min(value, SHAPE.config.blocks) if name == "kept_blocks" else value
+    value = int(value) if value >= 1 else value
+    spare = "none" if (name, edge) in (("zones", 0), ("regions", 0)) else "zone"
+    plan = planned(**{"spare": spare, name: value})
+    assert all(math.isfinite(each) for each in figures(plan))
+    assert all(math.isfinite(way.cores) for way in compare(plan, COSTS))
+
+
+def test_all_numbers_at_their_worst_are_still_finite() -> None:
+    low = ("utilisation", "redis_gb")
+    worst = {name: RANGES[name][name not in low] for name in RANGES}
+    worst = {name: int(value) if value >= 1 else value for name, value in worst.items()}
+    plan = make_plan(Demand(**worst | {"kept_blocks": 6}), SHAPE, COSTS)
+    assert all(math.isfinite(each) for each in figures(plan))
+
+
 @pytest.mark.parametrize(
     ("inputs", "text"),
     [
-        ({"devices": 0}, "--devices is 0: use a number, at least 1"),
-        ({"peak_to_mean": 0.5}, "--peak-to-mean is 0.5: use a number, at least 1"),
+        ({"devices": 0}, "--devices is 0: use a number from 1 to 100,000,000,000"),
+        ({"peak_to_mean": 0.5}, "--peak-to-mean is 0.5: use a number from 1 to 1,000"),
         ({"peak_to_mean": math.nan}, "--peak-to-mean is nan"),
         ({"sessions_per_day": -1}, "--sessions-per-day"),
         ({"sessions_per_day": math.inf}, "--sessions-per-day"),
-        ({"utilisation": 1.2}, "--utilisation is 1.2: use above 0 and at most 1"),
+        ({"sessions_per_day": 1e308, "requests_per_session": 1e308}, "--sessions-per-day is 1e"),
+        ({"candidates": 10**12}, "--candidates is 1000000000000: use a number from 1 to 10,000"),
+        ({"sessions_per_day": 5e-324}, "--sessions-per-day is 5e-324: use 0, or a number from"),
+        ({"redis_gb": 1e-300}, "--redis-gb is 1e-300: use a number from 0.01"),
+        ({"utilisation": 1.2}, "--utilisation is 1.2: use a number from 0.01 to 1"),
         ({"new_items": 2}, "--new-items"),
         ({"encoding": "zip"}, "--encoding is zip: use one of float32, float16, int8"),
         ({"layout": "two"}, "--layout is two: use one of split, joined, one"),
@@ -231,7 +283,12 @@ def test_the_packages_costs_are_whole() -> None:
     ("change", "text"),
     [
         (lambda t: t.replace("[tls]", "[tsl]"), "tls.connection is missing"),
-        (lambda t: t.replace("request = ", "request = -"), "must be a number and not negative"),
+        (lambda t: t.replace("request = ", "request = -"), "must be a number from 0 to 1e.12"),
+        (lambda t: t.replace("exact = ", "exact = 1" + "0" * 400 + " #"), "exact is too large"),
+        (lambda t: t.replace("exact = ", "exact = 1" + "0" * 5000 + " #"), "is no TOML file"),
+        (lambda t: t.replace("exact = ", "exact = 0x1" + "0" * 5000 + " #"), "exact is too large"),
+        (lambda t: re.sub(r"= [0-9.]+", "= 0", t), "trainer.hidden is the width that"),
+        (lambda t: "deep = " + "[" * 100_000 + "]" * 100_000, "is nested too deep"),
         (lambda t: t.replace("exact = ", "exact = nan #"), "retrieval.exact is nan"),
         (lambda t: t.replace("exact = ", "exact = true #"), "retrieval.exact is True"),
         (lambda t: t.replace("[redis]", "redis ="), "is no TOML file"),

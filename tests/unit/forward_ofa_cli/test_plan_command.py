@@ -42,12 +42,25 @@ def test_json_has_every_figure() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--devices", "0"], "--devices is 0: use a number, at least 1"),
+        (["--devices", "0"], "--devices is 0: use a number from 1 to 100,000,000,000"),
         (["--devices", "9", "--kept-blocks", "9"], "the network has 6 blocks"),
         (["--devices", "9", "--backbone", "bert"], "--backbone bert: use nextitnet or sasrec"),
         (["--devices", "9", "--hidden", "63"], "must be a multiple of heads"),
         (["--devices", "9", "--zones", "1"], "--spare zone needs --zones of at least 2"),
-        (["--devices", "9", "--items", "0"], "items and bytes of an item id"),
+        (["--devices", "9", "--items", "0"], "--items is 0: use a number from 1"),
+        (["--devices", "9", "--items", "1000000000000"], "--items is 1000000000000: use a number"),
+        (["--devices", "9", "--id-bytes", "1000000000"], "a number from 1 to 512"),
+        (["--devices", "9", "--hidden", "1000000"], "--hidden is 1000000: use a number from 1 to"),
+        (
+            ["--devices", "9", "--sessions-per-day", "1e308", "--requests-per-session", "1e308"],
+            "--sessions-per-day is 1e+308: use a number from 0 to 100,000",
+        ),
+        (["--devices", "9", "--version", "foo"], "--version names one of a registry"),
+        (["--devices", "9", "--registry", ""], "--registry is empty"),
+        (
+            ["--devices", "9", "--registry", "r", "--blocks", "12", "--id-bytes", "9"],
+            "--blocks, --id-bytes: the version has its own",
+        ),
         (["--devices", "9", "--costs", __file__], "is no TOML file"),
     ],
 )
@@ -56,6 +69,16 @@ def test_bad_input_is_one_line_that_says_what_to_do(arguments: list[str], text: 
     assert result.exit_code == 2, result.output
     assert text in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_json_of_no_load_is_json() -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    arguments = ("--devices", "9", "--sessions-per-day", "0")
+    plan = json.loads(run(*arguments, "--json").stdout, parse_constant=refuse)
+    assert plan["redis"]["most_devices"] is None
+    assert "One is enough for any number of devices" in " ".join(run(*arguments).output.split())
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -75,7 +98,38 @@ def test_a_published_version_gives_its_own_sizes(tmp_path: Path) -> None:
     assert plan["version"]["bytes"] == sum(entry.bytes for entry in files.values())
     refused = run(*arguments, "--candidates", "50", "--version", "gone")
     assert refused.exit_code == 4, refused.output
+    said = " ".join(refused.output.split())
+    assert "no version or label 'gone'" in said and "forward-ofa versions list" in said
+    assert "bundle" not in said  # which is what a device would fetch
     assert run("--devices", "1", "--registry", str(tmp_path / "no")).exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"metrics": {"mean_kept_blocks": "x"}}, "mean_kept_blocks is no number from 1 to"),
+        ({"metrics": {"mean_kept_blocks": float("nan")}}, "mean_kept_blocks is no number"),
+        ({"metrics": {"mean_kept_blocks": 99}}, "mean_kept_blocks is no number from 1 to"),
+        ({"shards": 10**9}, "items-0003.safetensors (not in the manifest)"),
+        ({"items": 299}, "not as many item ids"),
+        ({"backbone": {"hidden": 10**9}}, "the backbone is not that of its files"),
+        ({"backbone": {"history": 10**400}}, "the backbone is not that of its files"),
+        ({"backbone": {"hidden": 8.0}}, "the backbone is not that of its files"),
+    ],
+)
+def test_a_version_that_is_not_what_it_says(tmp_path: Path, change, text: str) -> None:
+    registry = FileRegistry(tmp_path / "registry")
+    tiny = publish(registry, "20260101-000000-0be9c4a0", items=300)
+    manifest = registry.open(tiny.version).root / "manifest.json"
+    raw = json.loads(manifest.read_text())
+    for name, value in change.items():
+        raw[name] = {**raw[name], **value} if isinstance(value, dict) else value
+    manifest.chmod(0o644)
+    manifest.write_text(json.dumps(raw))
+    refused = run("--devices", "9", "--candidates", "50", "--registry", str(registry.root))
+    assert refused.exit_code == 4, refused.output
+    said = " ".join(refused.output.split())
+    assert text in said and "publish the run again" in said and "Ask again later" not in said
 
 
 def test_it_needs_no_torch() -> None:
