@@ -37,9 +37,10 @@ class TrainerMetrics:
             f"{_PREFIX}job_seconds", "From a job's first start to its end, by state", ["state"],
             buckets=_JOB_SECONDS, registry=r,
         )  # fmt: skip
-        for state in (each for each in JobState if not each.live):
+        for state in (JobState.DONE, JobState.REFUSED, JobState.FAILED, JobState.CANCELLED):
             # From 0 on, or Prometheus would not see the first of each as an increase.
-            self._ended.labels(str(state), "")
+            if state is not JobState.FAILED:  # these have reasons
+                self._ended.labels(str(state), "")
             self._seconds.labels(str(state))
         self._steps = Gauge(
             f"{_PREFIX}steps_per_second", "Optimiser steps of the job that was heard last",
