@@ -9,7 +9,7 @@ _T = "forward_ofa_trainer_"
 _ENDED = f'{_T}last_ended_timestamp_seconds{{state="%s", $where}}'
 _VERDICT = (
     f"(max({_ENDED % 'done'}) >= bool max({_ENDED % 'refused'}))"
-    f" and max({_T}last_ended_timestamp_seconds{{state=~\"done|refused\", $where}}) > 0"
+    f' and max({_T}last_ended_timestamp_seconds{{state=~"done|refused", $where}}) > 0'
 )
 TRAINER = Board(
     "trainer", "Forward-OFA: trainer", "Jobs, their progress, the gate, and what was published.",
@@ -28,7 +28,7 @@ TRAINER = Board(
             Panel("Last success", "Since the newest job that ended well.",
                   ((f'time() - (max({_T}last_ended_timestamp_seconds{{state="done", $where}}) > 0)',
                     "ago"),), "s", "stat", alert="ForwardOfaTrainerJobFailed", width=4),
-            Panel("Last verdict", "Of the newest job that came to its end and did not fail; 1: done, "
+            Panel("Last verdict", "Of the newest job that ended and did not fail; 1: done, "
                   "0: refused by the gate. Nothing: there was none.", ((_VERDICT, "done"),),
                   kind="stat",
                   levels=((None, "red"), (1, "green")), alert="ForwardOfaTrainerGateRefuses",

@@ -22,8 +22,9 @@ def run(*arguments: str):
 def test_it_prints_what_to_run_and_every_assumption() -> None:
     result = run("--devices", "1000000", "--sessions-per-day", "9")
     assert result.exit_code == 0, result.output
-    for word in ("1,000,000 devices", "controller", "Egress", "bytes_per_network", "Redis", "other ways", "offline",
-                 "peak_to_mean = 2.0: assumed", "* sessions_per_day", "Costs:"):  # fmt: skip
+    for word in ("1,000,000 devices", "controller", "Egress", "bytes_per_network", "Redis",
+                 "other ways", "offline", "peak_to_mean = 2.0: assumed",
+                 "* sessions_per_day", "Costs:"):  # fmt: skip
         assert word in result.output, word
 
 
