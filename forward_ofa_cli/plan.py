@@ -104,7 +104,7 @@ def plan(
 
     `forward-ofa plan --devices 100000000 --sessions-per-day 8`
 
-    `forward-ofa plan --devices 1000000 --encoding int8 --kept-blocks 4.5 --layout joined`
+    `forward-ofa plan --devices 1000000 --encoding int8 --kept-blocks 4.5 --layout split`
 
     `forward-ofa plan --devices 1000000 --registry registry --version stable --json`
     """

@@ -32,6 +32,7 @@ def as_json(plan: Plan, ways: list[Way], costs: Costs) -> dict[str, Any]:
             "up_bytes": request.up,
             "device_flops": {"paper": request.flops[0], "true": request.flops[1]},
         },
+        "bytes_per_network": plan.bytes_per_network,
         "pods": [asdict(each) for each in plan.pods],
         "totals": {
             "cores_peak": plan.cores_peak,
@@ -138,6 +139,8 @@ def _rest(plan: Plan) -> list[str]:
     internal = plan.internal * demand.peak_to_mean * 8 / 1e9
     most = "any number of" if redis.most_devices is None else f"{redis.most_devices:,.0f}"
     return [
+        f"[bold]bytes_per_network[/]: {plan.bytes_per_network:,.0f}, with bundles and without "
+        "headers (the rule forward_ofa:plan:bytes_per_network, docs/monitoring.md).",
         f"[bold]Between services[/]: {internal:,.2f} Gbit/s at the peak, of which "
         f"{plan.crossing:.0%} from zone to zone if calls are spread over zones.",
         f"[bold]Redis[/]: {redis.sessions:,.0f} sessions of {redis.session_bytes:,.0f} bytes "

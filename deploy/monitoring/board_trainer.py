@@ -5,6 +5,12 @@ from __future__ import annotations
 from deploy.monitoring.panels import Board, Panel, Row
 
 _T = "forward_ofa_trainer_"
+# Of the jobs on record, as the beat sees them: workers come and go.
+_ENDED = f'{_T}last_ended_timestamp_seconds{{state="%s", $where}}'
+_VERDICT = (
+    f"(max({_ENDED % 'done'}) >= bool max({_ENDED % 'refused'}))"
+    f' and max({_T}last_ended_timestamp_seconds{{state=~"done|refused", $where}}) > 0'
+)
 TRAINER = Board(
     "trainer", "Forward-OFA: trainer", "Jobs, their progress, the gate, and what was published.",
     (
@@ -22,8 +28,9 @@ TRAINER = Board(
             Panel("Last success", "Since the newest job that ended well.",
                   ((f'time() - (max({_T}last_ended_timestamp_seconds{{state="done", $where}}) > 0)',
                     "ago"),), "s", "stat", alert="ForwardOfaTrainerJobFailed", width=4),
-            Panel("Last gate", "1: passed, 0: refused; of the worker that judged last.",
-                  ((f"max({_T}gate_passed{{$where}})", "passed"),), kind="stat",
+            Panel("Last verdict", "Of the newest job that ended and did not fail; 1: done, "
+                  "0: refused by the gate. Nothing: there was none.", ((_VERDICT, "done"),),
+                  kind="stat",
                   levels=((None, "red"), (1, "green")), alert="ForwardOfaTrainerGateRefuses",
                   width=4),
             Panel("Redis answers", "The queue's, asked by the beat.",
@@ -45,23 +52,26 @@ TRAINER = Board(
             Panel("Optimiser steps a second", "Of the job that each worker heard last.",
                   ((f"{_T}steps_per_second{{$where}}", "{{instance}}"),), "ops",
                   alert="ForwardOfaTrainerJobStuck"),
-            Panel("Jobs that ended", "By state and reason of failure (docs/trainer.md).",
-                  ((f"sum by (state, reason) ({_T}jobs_ended_total{{$where}})",
+            Panel("Jobs that ended in a day", "By state and reason of failure (docs/trainer.md).",
+                  ((f"sum by (state, reason) (increase({_T}jobs_ended_total{{$where}}[1d]))",
                     "{{state}} {{reason}}"),), alert="ForwardOfaTrainerJobFailed"),
-            Panel("How long jobs take", "From first start to end, by state.",
-                  ((f"sum by (state) ({_T}job_seconds_sum{{$where}}) / "
-                    f"sum by (state) ({_T}job_seconds_count{{$where}})", "{{state}}, mean"),), "s"),
-            Panel("Rescued", "Jobs whose worker went silent, and messages that were gone.",
-                  ((f"sum({_T}jobs_lost_total{{$where}})", "lost"),
-                   (f"sum({_T}jobs_announced_again_total{{$where}})", "announced again")),
+            Panel("How long jobs take", "From first start to end, by state, of the last day.",
+                  ((f"sum by (state) (increase({_T}job_seconds_sum{{$where}}[1d])) / "
+                    f"(sum by (state) (increase({_T}job_seconds_count{{$where}}[1d])) > 0)",
+                    "{{state}}, mean"),), "s"),
+            Panel("Rescued in a day", "Jobs whose worker went silent, and messages that were gone.",
+                  ((f"sum(increase({_T}jobs_lost_total{{$where}}[1d]))", "lost"),
+                   (f"sum(increase({_T}jobs_announced_again_total{{$where}}[1d]))",
+                    "announced again")),
                   alert="ForwardOfaTrainerJobSilent"),
         )),
         Row("The gate and what it let through", (
             Panel("The gate's metric", "On the validation split, at each worker's last gate.",
                   ((f"{_T}gate_metric{{$where}}", "{{instance}} {{of}}"),), width=12,
                   alert="ForwardOfaTrainerGateRefuses"),
-            Panel("Versions published", "By all workers since they were started.",
-                  ((f"sum({_T}versions_published_total{{$where}})", "versions"),), width=12),
+            Panel("Versions published in a day", "By all workers.",
+                  ((f"sum(increase({_T}versions_published_total{{$where}}[1d]))", "versions"),),
+                  width=12),
         )),
         Row("Processes", (
             Panel("CPU", "Cores in use; training processes are the workers' children and counted "

@@ -35,7 +35,7 @@ WHY = {
     "versions": "stable with canary, or with the one before it",
     "examples": "assumed: a sample of the log",
     "epochs": "assumed",
-    "layout": "as deploy/ has it; joined and one need fewer cores",
+    "layout": "as overlays/production of deploy/ has it; split needs more cores, one fewer",
     "tls": "ended by our processes, one connection a session",
     "utilisation": "chosen; docs/capacity.md has the waiting times that it gives",
     "processes": "of a pod; a Python process uses about one core",
@@ -107,7 +107,7 @@ class Demand:
     versions: int = 2
     examples: float = 10e6
     epochs: float = 5.0
-    layout: str = "split"
+    layout: str = "joined"
     tls: bool = True
     utilisation: float = 0.6
     processes: int = 1

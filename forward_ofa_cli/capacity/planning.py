@@ -125,6 +125,14 @@ class Plan:
     releases: Releases
 
     @property
+    def bytes_per_network(self) -> float:
+        """Networks, candidates and bundles, without headers, for each network: what the series
+        forward_ofa:bytes_per_network:rate1h counts."""
+        bundles = self.releases.downloads * self.releases.bundle
+        rate = self.demand.requests_per_second
+        return self.request.artefact + self.request.candidates + (bundles / rate if rate else 0.0)
+
+    @property
     def cores_peak(self) -> float:
         return sum(each.cores_peak for each in self.pods)
 

@@ -37,6 +37,11 @@ class TrainerMetrics:
             f"{_PREFIX}job_seconds", "From a job's first start to its end, by state", ["state"],
             buckets=_JOB_SECONDS, registry=r,
         )  # fmt: skip
+        for state in (JobState.DONE, JobState.REFUSED, JobState.FAILED, JobState.CANCELLED):
+            # From 0 on, or Prometheus would not see the first of each as an increase.
+            if state is not JobState.FAILED:  # these have reasons
+                self._ended.labels(str(state), "")
+            self._seconds.labels(str(state))
         self._steps = Gauge(
             f"{_PREFIX}steps_per_second", "Optimiser steps of the job that was heard last",
             registry=r,
@@ -48,9 +53,6 @@ class TrainerMetrics:
             registry=r,
         )
         age.set_function(self._heartbeat_age)
-        self._gate = Gauge(
-            f"{_PREFIX}gate_passed", "1: the last version passed its gate, 0: refused", registry=r
-        )
         self._margin = Gauge(
             f"{_PREFIX}gate_margin", "Metric of the last version less what was required", registry=r
         )
@@ -80,7 +82,6 @@ class TrainerMetrics:
         self._ended.labels(str(job.state), reason).inc()
         self._seconds.labels(str(job.state)).observe(max(0.0, now - job.started))
         if job.verdict is not None:
-            self._gate.set(job.verdict.passed)
             self._margin.set(job.verdict.candidate - job.verdict.required)
             for of in ("candidate", "stable", "required"):
                 self._judged.labels(of).set(getattr(job.verdict, of))

@@ -22,8 +22,9 @@ def run(*arguments: str):
 def test_it_prints_what_to_run_and_every_assumption() -> None:
     result = run("--devices", "1000000", "--sessions-per-day", "9")
     assert result.exit_code == 0, result.output
-    for word in ("1,000,000 devices", "controller", "Egress", "Redis", "other ways", "offline",
-                 "peak_to_mean = 2.0: assumed", "* sessions_per_day", "Costs:"):  # fmt: skip
+    for word in ("1,000,000 devices", "controller", "Egress", "bytes_per_network", "Redis",
+                 "other ways", "offline", "peak_to_mean = 2.0: assumed",
+                 "* sessions_per_day", "Costs:"):  # fmt: skip
         assert word in result.output, word
 
 
@@ -31,9 +32,12 @@ def test_json_has_every_figure() -> None:
     result = run("--devices", "100000000", "--encoding", "int8", "--kept-blocks", "4.5", "--json")
     plan = json.loads(result.stdout)
     assert plan["requests_per_second"]["peak"] == 2 * plan["requests_per_second"]["mean"]
-    assert [each["kind"] for each in plan["pods"]] == ["controller", "assembler", "mapper"]
+    assert [each["kind"] for each in plan["pods"]] == ["controller", "generator"]
     assert plan["totals"]["pods"] == sum(each["pods"] for each in plan["pods"])
     assert plan["redis"]["nodes"] >= 2
+    request = plan["request"]
+    bundles = plan["bytes_per_network"] - request["artefact_bytes"] - request["candidate_bytes"]
+    assert bundles == pytest.approx(plan["releases"]["bundle"] * 0.2 / 16)  # a day's, in 16 calls
     given = {each["name"] for each in plan["assumptions"] if each["changed"]}
     assert {"devices", "encoding", "kept_blocks"} <= given
     assert len(plan["comparison"]) == 4
