@@ -64,6 +64,7 @@ def sweep_figure(parts: Sequence[Part], results: Results, folder: Path) -> list[
                     axis.plot(range(len(ran)), values, marker="o", color=_OURS)
                     axis.set_xticks(range(len(ran)), [_lambda(row.title) for row in ran])
                     axis.set_ylabel(label)
+                    axis.ticklabel_format(axis="y", useOffset=False)
                     axis.set_xlabel("lambda")
                 axes[0].figure.suptitle(title_of(part), fontsize=10)
             lines += [f"![Sweep of lambda, {title_of(part)}]({path.name})", ""]
