@@ -30,6 +30,7 @@ ORDER = (
 _READY_SECONDS = 120
 # Seconds on a machine that has nothing else to do.
 _TRAINING_SECONDS = 900
+_TRIES = 15
 
 
 def image() -> Outcome:
@@ -213,7 +214,7 @@ class Cluster:
     def _device(self) -> str:
         """A device in a container of its own gets a network through the gateway."""
         arguments = ("--controller", "gateway:8080", "--allow-insecure", "--history", self._items())
-        said = self._ours("device", "one", *arguments, "--json")
+        said = self._patiently("device", "one", *arguments, "--json")
         told = json.loads(said.splitlines()[-1])
         if not told["updated"] or told["error"] or not told["ranking"]:
             raise Failed(f"a device got no network: {said}")
@@ -221,6 +222,17 @@ class Cluster:
             if self._answered(name) < 1:
                 raise Failed(f"a device was served, but {name} says that it answered no call")
         return f"a device got {sum(told['path'])} blocks, {told['artefact_bytes']:,} bytes"
+
+    def _patiently(self, *arguments: str) -> str:
+        """As a device does: a refusal that says when to come again is no failure."""
+        for _ in range(_TRIES):
+            try:
+                return self._ours(*arguments)
+            except Failed as error:
+                if "may be asked again" not in str(error):
+                    raise
+                time.sleep(2)
+        return self._ours(*arguments)
 
     def _items(self) -> str:
         form = "{{.Mountpoint}}"

@@ -137,7 +137,8 @@ class Admission:
             self._judged_at = now + _INTERVAL
         self._quickest = min(self._quickest, seconds)
         if now >= self._judged_at:
-            if self._quickest > self._target:
+            # A few slow calls are no queue.
+            if self._quickest > self._target and self.running > self._least:
                 kept = min(self.limit, self.running) * self._target / self._quickest
                 self.limit = max(self._least, kept)
                 self._cut_at = now
