@@ -55,9 +55,9 @@ TRAINER = Board(
             Panel("Jobs that ended in a day", "By state and reason of failure (docs/trainer.md).",
                   ((f"sum by (state, reason) (increase({_T}jobs_ended_total{{$where}}[1d]))",
                     "{{state}} {{reason}}"),), alert="ForwardOfaTrainerJobFailed"),
-            Panel("How long jobs take", "From first start to end, by state, of the last day.",
-                  ((f"sum by (state) (increase({_T}job_seconds_sum{{$where}}[1d])) / "
-                    f"(sum by (state) (increase({_T}job_seconds_count{{$where}}[1d])) > 0)",
+            Panel("How long jobs take", "From first start to end, by state, since it began.",
+                  ((f"sum by (state) ({_T}job_seconds_sum{{$where}}) / "
+                    f"(sum by (state) ({_T}job_seconds_count{{$where}}) > 0)",
                     "{{state}}, mean"),), "s"),
             Panel("Rescued in a day", "Jobs whose worker went silent, and messages that were gone.",
                   ((f"sum(increase({_T}jobs_lost_total{{$where}}[1d]))", "lost"),
