@@ -241,7 +241,7 @@ class Metrics:
         self.online_touches = Counter(
             "forward_ofa_online_touches",
             "New items that users touched beside a ranking, as devices report, by the version "
-            "that ranked; other: one that is not in memory here",
+            "that ranked; other: not in memory here, or not the one that the request names",
             ["version"],
             registry=r,
         )
