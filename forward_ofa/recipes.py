@@ -22,7 +22,7 @@ def default(backbone: str, interactions: int) -> RunConfig:
     method = MethodConfig(
         backbone=replace(_backbone(backbone), norm="pre"),
         extractor_history=50,
-        compact_weight=0.0007,
+        compact_weight=0.003,
         spread=0.1,
         cut_probability=0.1,
     )

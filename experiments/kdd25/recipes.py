@@ -50,7 +50,7 @@ VARIANTS: tuple[tuple[str, str, tuple[Override, ...]], ...] = (
     ("8 basis networks", "forward-ofa", (("bases", 8),)),
     ("extractors read 200 items", "forward-ofa", (("extractor_history", 200),)),
     ("no drawn budgets", "forward-ofa", (("cut_probability", 0.0),)),
-    ("lambda 0.003", "forward-ofa", (("compact_weight", 0.003),)),
+    ("lambda 0.0007", "forward-ofa", (("compact_weight", 0.0007),)),
 )
 """What `variants` shows beside the default recipe: title, system, overrides."""
 
