@@ -1,4 +1,5 @@
-"""buildah and podman as the last rungs use them: root, no systemd, images of this machine alone."""
+"""buildah and podman as the last rungs and the tests of the image use them: root, no systemd,
+images of this machine alone."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from deploy.check.ladder import Absent
 # What containers in a container and CI machines without systemd need.
 _CONFIG = """
 [containers]
-default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+default_ulimits = ["nofile=1024:4096", "nproc=4096:4096"]
+log_driver = "k8s-file"
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
@@ -28,10 +30,12 @@ class Failed(Exception):
 
 
 class Engine:
-    """Runs commands; see `engine`."""
+    """Runs commands; see `engine`. folder: for its configuration."""
 
-    def __init__(self, config: Path) -> None:
-        self._environment = {**os.environ, "CONTAINERS_CONF": str(config)}
+    def __init__(self, folder: Path) -> None:
+        config = folder / "containers.conf"
+        config.write_text(_CONFIG, encoding="utf-8")
+        self.environment = {**os.environ, "CONTAINERS_CONF": str(config)}
 
     def run(self, *command: str, seconds: float = 300, given: str | None = None) -> str:
         """Its standard output. Raises Failed."""
@@ -48,7 +52,7 @@ class Engine:
         try:
             return subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=seconds,
-                env=self._environment, input=given,
+                env=self.environment, input=given,
             )  # fmt: skip
         except subprocess.TimeoutExpired as late:
             raise Failed(f"{' '.join(command)}\ntook longer than {seconds:g} s") from late
@@ -63,9 +67,7 @@ def engine(*needed: str) -> Iterator[Engine]:
     if os.geteuid() != 0:
         raise Absent(f"{needed[0]} needs root here")
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "containers.conf"
-        config.write_text(_CONFIG, encoding="utf-8")
-        yield Engine(config)
+        yield Engine(Path(folder))
 
 
 def image_there(run: Engine, image: str) -> bool:

@@ -95,8 +95,8 @@ def test_it_trains_serves_and_answers_a_device(podman: Podman, name: str, tmp_pa
     server = ("serve", f"--registry={HOME}/registry", "--metrics=127.0.0.1:9100", "--drain-delay=0")
     podman.start(name, *server, options=shared)
     try:
-        wait_for("an answer", lambda: "not now" in podman("exec", name, "python", "-m",
-                 "services.runtime.probe", check=False))  # fmt: skip
+        probe = ("exec", name, "python", "-m", "services.runtime.probe")
+        wait_for("an answer", lambda: "not now" in podman.attempt(*probe).stdout)
         assert not podman.healthy(name)
         script = (
             "OMP_NUM_THREADS=1 forward-ofa train --data /data --recipe quick --blocks 2 --hidden 16"
@@ -114,4 +114,4 @@ def test_it_trains_serves_and_answers_a_device(podman: Podman, name: str, tmp_pa
         assert (state["ExitCode"], state["OOMKilled"]) == (0, False), podman("logs", name)
     finally:
         podman.close()
-        podman("volume", "rm", "--force", name, check=False)
+        podman.attempt("volume", "rm", "--force", name)

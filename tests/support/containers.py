@@ -14,21 +14,13 @@ from typing import Any
 
 import pytest
 
+from deploy.check.engine import Engine
+
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 IMAGE = f"localhost/forward-ofa:{VERSION}"
 BASE = "localhost/python:3.11-slim-bookworm"
 
-# What works without systemd and inside of containers.
-_CONFIGURATION = """
-[containers]
-default_ulimits = ["nofile=1024:4096", "nproc=1024:4096"]
-log_driver = "k8s-file"
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-runtime = "runc"
-"""
 HARDENED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--pids-limit=256",
             "--tmpfs=/tmp:size=256m,mode=1777")  # fmt: skip
 
@@ -44,9 +36,7 @@ def skip_without(*tools: str) -> None:
 
 def environment(folder: Path) -> dict[str, str]:
     """For buildah and podman; their configuration is written into `folder`."""
-    path = folder / "containers.conf"
-    path.write_text(_CONFIGURATION)
-    return {**os.environ, "CONTAINERS_CONF": str(path), "ENGINE": "buildah"}
+    return {**Engine(folder).environment, "ENGINE": "buildah"}
 
 
 def build(environment: dict[str, str]) -> None:
@@ -83,27 +73,21 @@ class Podman:
     """Runs commands of podman; `close` removes every container that was started with it."""
 
     def __init__(self, folder: Path) -> None:
-        self.environment = environment(folder)
+        self._engine = Engine(folder)
+        self.environment = self._engine.environment
         self._started: list[str] = []
 
-    def __call__(self, *arguments: str, check: bool = True, seconds: float = 600) -> str:
-        """What it printed. Raises RuntimeError with what it said if it failed."""
-        done = self.attempt(*arguments, seconds=seconds)
-        if check and done.returncode:
-            raise RuntimeError(f"podman {' '.join(arguments)}: {done.stderr}{done.stdout}")
-        return done.stdout
+    def __call__(self, *arguments: str, seconds: float = 600) -> str:
+        """What it printed. Raises Failed with what it said."""
+        return self._engine.run("podman", *arguments, seconds=seconds)
 
     def attempt(self, *arguments: str, seconds: float = 600) -> subprocess.CompletedProcess[str]:
         """As it ended."""
-        return subprocess.run(
-            ["podman", *arguments],
-            env=self.environment, capture_output=True, text=True, check=False, timeout=seconds,
-        )  # fmt: skip
+        return self._engine.tried("podman", *arguments, seconds=seconds)
 
     def buildah(self, *arguments: str) -> None:
-        """Raises CalledProcessError."""
-        command = ["buildah", *arguments]
-        subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
+        """Raises Failed."""
+        self._engine.run("buildah", *arguments, seconds=600)
 
     def run(self, *arguments: str, options: tuple[str, ...] = ()) -> str:
         """What a command in a container of the image prints, hardened, alone on its network."""
