@@ -180,7 +180,7 @@ def _limits(parser: argparse.ArgumentParser) -> None:
     group.add("--max-concurrent", server.max_concurrent_requests, "most unary calls at once")
     group.add(
         "--target-ms", limits.target_ms,
-        "while no call is as quick, fewer are let in at once; 0: never fewer",
+        "while calls are refused and none is as quick, fewer are let in at once; 0: never",
     )  # fmt: skip
     group.add(
         "--calm-concurrent", limits.calm_concurrent,

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.serving.load import SLICE_SECONDS
-from benchmarks.serving.stand import Check, begin, conclude, standing
+from benchmarks.serving.stand import MOST_REFUSED, Check, begin, conclude, standing
 from benchmarks.serving.systems import Ask
 
 _CONNECTIONS = 64
@@ -40,6 +40,7 @@ def checks(result: dict[str, Any], capacity: float, burst_end: float, a: Any) ->
     answered = burst["answered_meanwhile_rps"]
     calm, hot = before["latency_ms"], burst["latency_ms"]
     refusal = burst["refusal_ms"].get("p95")
+    early = before["refused"] / max(1, before["ok"] + before["refused"])
     back = recovery_seconds(result, burst_end)
     bound = a.accepted_factor * calm["p99"]
     return [
@@ -55,7 +56,8 @@ def checks(result: dict[str, Any], capacity: float, burst_end: float, a: Any) ->
         Check("recovery", "never" if back is None else f"{back:.1f} s", f"<= {a.recovery_s:g} s",
               back is not None and back <= a.recovery_s),
         Check("errors other than refusals", str(result["errors"]), "0", not result["errors"]),
-        Check("refused before the burst", str(before["refused"]), "0", not before["refused"]),
+        Check("refused before the burst", f"{early:.2%}", f"<= {MOST_REFUSED:.1%}",
+              early <= MOST_REFUSED),
     ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.serving import procs
 from benchmarks.serving.settings import Settings
-from benchmarks.serving.stand import Check, Say, begin, conclude, standing
+from benchmarks.serving.stand import MOST_REFUSED, Check, Say, begin, conclude, standing
 from benchmarks.serving.systems import Ask
 from tests.support.redis_server import RedisServer
 
@@ -27,7 +27,6 @@ _LOAD = 0.8
 _CONNECTIONS = 32
 _REQUESTS_A_SESSION = 5
 _SAMPLES = 90
-_MOST_REFUSED = 0.001
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,7 @@ def checks(samples: list[Sample], result: dict[str, Any], rate: float, ttl: floa
     missed = result["not_sent"] / max(1, sent + result["not_sent"])
     found.append(Check("not sent: no time", f"{missed:.2%}", "<= 5%", missed <= 0.05))
     share = result["refused"] / max(1, result["ok"] + result["refused"])
-    found.append(
-        Check("refused", f"{share:.3%}", f"<= {_MOST_REFUSED:.1%}", share <= _MOST_REFUSED)
-    )
+    found.append(Check("refused", f"{share:.3%}", f"<= {MOST_REFUSED:.1%}", share <= MOST_REFUSED))
     for name, room, unit in (("uss_mb", 15.0, "MB"), ("fds", 8, ""), ("threads", 4, "")):
         early, late = early_and_late(samples, name)
         most = max(room, 0.05 * early) if unit else room

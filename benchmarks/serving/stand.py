@@ -26,6 +26,8 @@ from benchmarks.serving.systems import Ask, Starter, System
 from benchmarks.serving.version import make_version
 from benchmarks.serving.workload import all_blocks
 
+MOST_REFUSED = 0.001
+"""Share of calls that may be refused at the load that the service is made for."""
 _WARM_SECONDS = 1.0
 
 

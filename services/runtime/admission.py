@@ -32,8 +32,8 @@ _SURE = 16
 
 @dataclass(frozen=True)
 class AdmissionSettings:
-    """target_ms: the limit of calls at once falls, to a few if need be, while no call is as quick
-        as this; 0: the limit is max_concurrent_requests.
+    """target_ms: the limit of calls at once falls, to a few if need be, while some are refused and
+        none is as quick as this; 0: the limit is max_concurrent_requests.
     max_waiting: calls of one method that may wait to be looked at. gRPC itself ends those
         beyond, with CANCELLED: refusing them ourselves would take the time that others need.
     max_unread_bytes: memory of replies of unary calls that callers have not read yet, together;
@@ -50,8 +50,8 @@ class AdmissionSettings:
     max_download_seconds: a download too; the SDK resumes where it was cut.
     """
 
-    target_ms: float = 100.0
-    calm_concurrent: int = 64
+    target_ms: float = 150.0
+    calm_concurrent: int = 80
     max_waiting: int = 64
     max_unread_bytes: int = 512 * 2**20
     max_connection_seconds: float = 1800.0
@@ -79,11 +79,12 @@ class AdmissionSettings:
 class Admission:
     """A limit of calls at once, by how long they take, and when the refused may return.
 
-    A burst is no overload: it makes calls wait, and is over. So the limit falls when not one
-    call of an interval was within the target (a standing queue, the idea of CoDel, RFC 8289):
-    to what the target allows at the present rate (Little's law). While it is below `calm`,
-    each good call at a busy moment adds 1 / limit; once nobody was refused for a second it is
-    `calm` again. Above that it grows as well, as far as calls come and stay good.
+    A burst is no overload: it makes calls wait, and is over. Nor is a busy hour, in which calls
+    wait but find room. So the limit falls when somebody was refused and not one call of an
+    interval was within the target (a standing queue, the idea of CoDel, RFC 8289): to what the
+    target allows at the present rate (Little's law). While it is below `calm`, each good call
+    at a busy moment adds 1 / limit; once nobody was refused for a second it is `calm` again.
+    Above that it grows as well, as far as calls come and stay good.
     """
 
     def __init__(
@@ -137,8 +138,9 @@ class Admission:
             self._judged_at = now + _INTERVAL
         self._quickest = min(self._quickest, seconds)
         if now >= self._judged_at:
-            # A few slow calls are no queue.
-            if self._quickest > self._target and self.running > self._least:
+            # Slow calls alone are no overload, and a few are no queue.
+            refusing = now - self._refused_at < 2 * _INTERVAL
+            if refusing and self._quickest > self._target and self.running > self._least:
                 kept = min(self.limit, self.running) * self._target / self._quickest
                 self.limit = max(self._least, kept)
                 self._cut_at = now

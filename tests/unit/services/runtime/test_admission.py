@@ -103,6 +103,13 @@ def test_a_burst_is_let_in_whole_and_again_after_an_overload(clock):
     assert refused == 0
 
 
+def test_a_busy_time_is_no_overload(clock):
+    admission = Admission(256, target_ms=100, calm=64)
+    waits, refused = serve(admission, clock, rate=200, seconds=15, offered=203)
+    assert max(waits) > 0.2
+    assert refused == 0 and admission.limit == 64
+
+
 def test_impossible_deadlines_keep_nobody_else_out(clock):
     admission = Admission(256, target_ms=100, calm=64)
     serve(admission, clock, rate=100, seconds=5, offered=1000)
@@ -171,8 +178,9 @@ def test_calls_that_were_given_up_count_when_they_were_slow(clock):
     before = admission._mean
     assert before > 0.005, "a refusal is quick and says nothing about the calls"
     for _ in range(50):
-        clock.now += 1.0
-        admission.running = 20
+        clock.now += 0.2
+        admission.running = 100
+        refusal(admission.enter)
         admission.leave(1.0, whole=False)
     assert admission.limit < 100
     assert admission._mean > before
