@@ -30,7 +30,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parts = chosen_parts(arguments)
     cells = chosen_cells(arguments, parts)
     index = arguments.results / "index.json"
-    plan = Plan(cells, arguments.runs, index, arguments.worker or time.time())
+    began = arguments.worker or time.time()
+    plan = Plan(cells, arguments.runs, index, began, arguments.quick)
     try:
         if arguments.worker:
             _work(plan, arguments)
@@ -52,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _list(plan: Plan, arguments: argparse.Namespace) -> None:
-    records, scheduled = read_index(plan.index), schedule(plan)
+    records, scheduled = plan.finished(), schedule(plan)
     finished = [cell for cell in plan.cells if cell not in scheduled]
     total = 0.0
     for cell in finished:
@@ -87,7 +88,7 @@ def _work(plan: Plan, arguments: argparse.Namespace) -> None:
     """Runs cells in this process until none is left, time is over, or its parent has gone."""
     torch.set_num_threads(_threads(arguments))
     device = _device(arguments.device)
-    engine = Engine(plan, places(arguments), device, Lines, arguments.quick)
+    engine = Engine(plan, places(arguments), device, Lines)
     until = plan.began + 3600 * arguments.hours if arguments.hours is not None else math.inf
     parent = os.getppid()
     work(plan, engine.run, say, lambda: time.time() >= until or os.getppid() != parent)
@@ -99,7 +100,9 @@ def _threads(arguments: argparse.Namespace) -> int:
 
 
 def _report(plan: Plan, parts: Sequence[Part], arguments: argparse.Namespace) -> int:
-    records = read_index(plan.index)
+    records = plan.finished()
+    for name in read_index(plan.index).keys() - records.keys():
+        print(f"Left out, run with other settings than the recipe has today: {name}")
     missing = [cell for cell in plan.cells if cell.name not in records]
     failed = failures(plan, missing)
     results = Results(records, failed, arguments.epochs)

@@ -6,8 +6,8 @@ import dataclasses
 
 from experiments.kdd25.cells import Cell
 from experiments.kdd25.datasets import ALL
-from experiments.kdd25.engine import configure
 from experiments.kdd25.results import Records
+from experiments.kdd25.settings import configure
 
 _LOOK_SECONDS = 60.0
 _MILLISECONDS = {

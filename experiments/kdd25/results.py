@@ -17,7 +17,7 @@ from typing import Any
 from experiments.kdd25.cells import Cell
 from forward_ofa.checkpoint import write_atomically
 
-FORMAT = "forward-ofa-paper-index/1"
+FORMAT = "forward-ofa-paper-index/2"
 
 
 class DamagedIndex(Exception):
@@ -28,11 +28,13 @@ class DamagedIndex(Exception):
 class Record:
     """One finished cell. figures: what its report shows; the rest says where they come from.
 
+    config: the configuration of the run, or of the run that was looked at, as its config.json.
     data: the data card. protocol: the protocol card. budget: epochs, best epoch, seconds of
     training. machine: processor, memory, versions, revision. finished: UTC time, ISO 8601.
     """
 
     cell: Cell
+    config: dict[str, Any]
     figures: dict[str, Any]
     data: dict[str, Any]
     protocol: list[str]

@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from experiments.kdd25.cells import Cell
 from experiments.kdd25.recipes import requirements
-from experiments.kdd25.results import Record, add, locked, read_index, remove
+from experiments.kdd25.results import Record, Records, add, locked, remove
+from experiments.kdd25.settings import finished
 from forward_ofa.runs import write_json
 
 Status = Literal["done", "failed", "blocked", "half done", "to do"]
@@ -37,16 +38,22 @@ class Plan:
 
     cells: asked for. runs: folder of run folders. index: file of finished cells.
     began: seconds since the epoch; failures from before it are tried again.
+    quick: a smoke run: little networks, next to no training.
     """
 
     cells: tuple[Cell, ...]
     runs: Path
     index: Path
     began: float
+    quick: bool = False
 
     def folder(self, cell: Cell) -> Path:
         """Of the run of a cell, or of what its look is about."""
         return self.runs / cell.name
+
+    def finished(self) -> Records:
+        """What the index has, but for what was run with other settings than today's."""
+        return finished(self.index, self.quick)
 
     def lock(self, cell: Cell) -> Path:
         return self.runs / "locks" / f"{cell.name}.lock"
@@ -65,7 +72,7 @@ def schedule(plan: Plan) -> list[Cell]:
 
     All of the first seed come before the second, so that an interrupted run leaves whole tables.
     """
-    done = read_index(plan.index)
+    done = plan.finished()
     order: dict[Cell, None] = {}
 
     def want(cell: Cell) -> None:
@@ -105,7 +112,7 @@ def work(
     """
     cells = schedule(plan)
     while not stop():
-        done = read_index(plan.index)
+        done = plan.finished()
         left = [cell for cell in cells if status(plan, cell, done) in _OPEN]
         ready = [cell for cell in left if _met(plan, cell)]
         if any(_try(plan, cell, run, say) for cell in ready):
@@ -133,7 +140,7 @@ def _try(plan: Plan, cell: Cell, run: Callable[[Cell], Record], say: Callable[[s
     with locked(plan.lock(cell), wait=False) as mine:
         if not mine:
             return False
-        if status(plan, cell, read_index(plan.index)) not in _OPEN:
+        if status(plan, cell, plan.finished()) not in _OPEN:
             return True
         folder = plan.folder(cell)
         (folder / _FAILURE).unlink(missing_ok=True)

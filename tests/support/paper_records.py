@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.kdd25.cells import Cell
 from experiments.kdd25.results import Record
+from experiments.kdd25.settings import as_json, configure
 
 MACHINE = {
     "cpu": "A processor",
@@ -18,7 +19,7 @@ MACHINE = {
     "threads": 2,
     "device": "CPU",
 }
-DATA = {
+DATA: dict[str, Any] = {
     "name": "ml-1m",
     "users": 6040,
     "items": 3011,
@@ -43,8 +44,10 @@ def record(cell: Cell, ndcg: float = 0.1, **figures: Any) -> Record:
         **figures,
     }
     stages = {cell.system: {"epochs": 20, "best": 12, "seconds": 60.0}}
+    config = configure(cell.trained, DATA["interactions"])
     return Record(
         cell,
+        as_json(config),
         figures,
         dict(DATA),
         ["data: ml-1m", f"system: {cell.system}"],

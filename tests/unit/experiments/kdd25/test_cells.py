@@ -8,7 +8,6 @@ import pytest
 
 from experiments.kdd25 import paper
 from experiments.kdd25.cells import Cell
-from experiments.kdd25.engine import configure
 from experiments.kdd25.recipes import (
     BACKBONES,
     DEFAULT,
@@ -24,6 +23,7 @@ from experiments.kdd25.recipes import (
     table8,
     variants,
 )
+from experiments.kdd25.settings import configure
 from forward_ofa.cost import network_cost
 from forward_ofa.recipes import recipe as recipe_of
 from forward_ofa_device.backbones.contract import BackboneConfig

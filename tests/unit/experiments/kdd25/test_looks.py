@@ -10,9 +10,9 @@ import torch
 from experiments.kdd25.adaptation import adaptation_times
 from experiments.kdd25.case import case_study
 from experiments.kdd25.cells import Cell
-from experiments.kdd25.engine import configure
 from experiments.kdd25.recipes import BACKBONES, RECIPES
 from experiments.kdd25.runner import CellError
+from experiments.kdd25.settings import configure
 from forward_ofa.data import FilterConfig, generate_log, prepare
 from forward_ofa.evaluation import evaluate
 from forward_ofa.runs import Run, data_card

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments.kdd25 import runner
 from experiments.kdd25.cells import Cell
+from experiments.kdd25.console import Lines
+from experiments.kdd25.datasets import Places
+from experiments.kdd25.engine import Engine
 from experiments.kdd25.recipes import table1, table3
-from experiments.kdd25.results import Record, locked, read_index
+from experiments.kdd25.results import Record, add, locked, read_index
 from experiments.kdd25.runner import CellError, Plan, failures, forget, schedule, status, work
+from experiments.kdd25.settings import as_json, configure
 from tests.support.paper_records import record
 
 DENSE = Cell("ml-1m", "sasrec", "device-rec")
@@ -84,7 +89,7 @@ def test_a_finished_cell_whose_weights_are_gone_is_trained_again_only_if_they_ar
 
 
 def test_a_failure_is_told_stops_what_needs_it_and_is_tried_again_next_time(tmp_path):
-    other = dataclasses.replace(DENSE, backbone="nextitnet", blocks=12)
+    other = replace(DENSE, backbone="nextitnet", blocks=12)
     plan = plan_of(tmp_path, [DUET, other])
     said: list[str] = []
     failing = Trainer(plan)
@@ -118,6 +123,38 @@ def test_forgetting_removes_runs_figures_and_what_was_seen_in_them(tmp_path):
     left = {r.cell for r in read_index(plan.index).values()}
     assert left == {rows[0].cell, rows[4].cell}
     assert not plan.folder(forward_ofa).exists()
+
+
+def _rewritten(record: Record, name: str, value: float | None) -> Record:
+    """With another value of a setting of the method; None: as if it had not existed then."""
+    method = {**record.config["method"], name: value}
+    if value is None:
+        del method[name]
+    return replace(record, config={**record.config, "method": method})
+
+
+def test_cells_of_other_settings_than_todays_are_run_anew(tmp_path):
+    plan = plan_of(tmp_path, [DENSE, DUET])
+    work(plan, Trainer(plan), print)
+    add(plan.index, _rewritten(plan.finished()[DUET.name], "temperature", 99.0))
+    assert list(plan.finished()) == [DENSE.name]
+    assert schedule(plan) == [DUET]
+    add(plan.index, _rewritten(record(DUET), "cut_probability", None))
+    assert schedule(plan) == []
+
+
+def test_a_run_folder_of_other_settings_is_not_taken_for_the_cell(tmp_path):
+    cell = Cell("synthetic", "sasrec", "device-rec")
+    plan = plan_of(tmp_path, [cell])
+    folder = plan.folder(cell)
+    folder.mkdir(parents=True)
+    data = Places({}, None, tmp_path).read("synthetic")
+    other = configure(replace(cell, epochs=3), data.num_interactions)
+    (folder / "config.json").write_text(json.dumps(as_json(other)))
+    (folder / "report.json").write_text("{}")
+    engine = Engine(plan, Places({}, None, tmp_path), "cpu", Lines)
+    with pytest.raises(CellError, match="--again"):
+        engine.run(cell)
 
 
 def test_no_cell_is_started_after_the_stop(tmp_path):
