@@ -79,7 +79,7 @@ def train_run(
 
     resume: go on where the folder's run stopped. base: a run's folder whose foundation and
     DeviceRec are taken over instead of being trained again, if they are of the same data and
-    settings. device: as torch names it.
+    settings; a run of DeviceRec itself may take the foundation alone. device: as torch names it.
 
     Raises RunError if the folder holds another run and `resume` is false, or if `base` is not
     fit; CheckpointError if the folder's checkpoints are of other data or settings (nothing is

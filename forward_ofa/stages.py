@@ -56,7 +56,7 @@ class Stages:
         assert folder is not None
         task = stage.task(context)
         identity = self._identity(task)
-        source = self._source(stage, identity, base)
+        source = self._source(stage, identity, base, stage.name != context.config.system)
         weights, checkpoint = (folder / f"{stage.name}.{end}" for end in _ENDINGS)
         if source is None:
             outcome = _fitted(task, progress, checkpoint, self._device)
@@ -76,7 +76,8 @@ class Stages:
         task.system.to(self._device)  # a later stage's teacher may be tried with it
         identity = self._identity(task)
         try:
-            done = self._source(stage, identity, base) is not None
+            own = stage.name == context.config.system
+            done = self._source(stage, identity, base, not own) is not None
         except StageError:
             done = False  # said when the run is started
         share = 0.0
@@ -97,14 +98,17 @@ class Stages:
         parts = [run_identity(task), *self._identities]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def _source(self, stage: Stage, identity: str, base: Path | None) -> Path | None:
-        """The folder that has this very stage, finished; None: it must be trained."""
+    def _source(self, stage: Stage, identity: str, base: Path | None, earlier: bool) -> Path | None:
+        """The folder that has this very stage, finished; None: it must be trained.
+
+        earlier: others come after it, so that a base without it is a mistake.
+        """
         for folder in (self._folder, base):
             if folder is None:
                 continue
             if _known(folder).get(stage.name, {}).get("identity") == identity:
                 return folder
-        if base is not None and stage.name in (FOUNDATION, DEVICE_REC):
+        if base is not None and earlier and stage.name in (FOUNDATION, DEVICE_REC):
             raise StageError(
                 f"{base} has no {stage.name} that was trained on the same data with the same "
                 "settings and seed: give the run's own data, recipe and options, or leave out "

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from experiments.kdd25 import machine
@@ -54,9 +55,8 @@ class Engine:
                     "--again trains it anew"
                 )
         else:
-            needed = requirements(cell)
-            base = self.plan.folder(needed[0]) if needed else None
             begun = (folder / "config.json").exists()
+            base = self._base(cell, config, data.num_interactions)
             train_run(data, config, folder, self.progress(cell.name), begun, base, self.device)
         report = json.loads((folder / "report.json").read_text())
         figures = dict(report["systems"][cell.system])
@@ -66,6 +66,21 @@ class Engine:
         shared = set() if cell.system == "device-rec" else {"foundation", "device-rec"}
         stages = {n: _stage(r) for n, r in report["training"].items() if n not in shared}
         return self._record(cell, data_card(data), config, figures, report["protocol"], stages)
+
+    def _base(self, cell: Cell, config: RunConfig, interactions: int) -> Path | None:
+        """The run whose stages this one goes on from: that of its DeviceRec; for a DeviceRec, that
+        of another with the same foundation, which no backbone has a part in."""
+        needed = requirements(cell)
+        if needed:
+            return self.plan.folder(needed[0])
+        for record in self.plan.finished().values():
+            other = record.cell
+            if (other.dataset, other.system) != (cell.dataset, cell.system):
+                continue
+            theirs = configure(other, interactions, self.plan.quick)
+            if self.plan.has_weights(other) and _foundation(theirs) == _foundation(config):
+                return self.plan.folder(other)
+        return None
 
     def _look(self, cell: Cell, data: SequenceDataset) -> Record:
         run = load_run(self.plan.folder(cell.trained), self.device)
@@ -116,6 +131,13 @@ class Engine:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         computer = machine.describe(self.device)
         return Record(cell, as_json(config), figures, where, protocol, budget, computer, now)
+
+
+def _foundation(config: RunConfig) -> object:
+    """What decides how a foundation is trained; equal to no other's where there is none."""
+    if config.foundation is None:
+        return object()
+    return config.foundation, config.method.backbone.hidden, config.method.extractor_history
 
 
 def _stage(records: list[dict[str, Any]]) -> dict[str, Any]:

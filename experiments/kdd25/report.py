@@ -93,7 +93,12 @@ def _head(quick: bool) -> list[str]:
         "",
         'Tables without a word on it are of the recipe "paper": nothing trained before, a fresh '
         'network for every prediction. "default recipe": all systems as `forward-ofa train` does '
-        "it, from one foundation and one DeviceRec, several targets a network.",
+        "it, from one foundation and one DeviceRec, several targets a network. There Forward-OFA, "
+        "DUET, +controller and w.o. structural vector go on from the trained DeviceRec, so they "
+        "see the log more often than DeviceRec, Gater, Rare Gem and LitePred; the variant of "
+        "DeviceRec with more epochs is the control. Compressed systems keep the share that the "
+        "paper's Forward-OFA keeps, with either recipe. What extractors and controller cost is "
+        "told under the tables: they run at a refresh, not at an inference.",
         "",
     ]
     return lines + bullets(paper.notes("protocol"))

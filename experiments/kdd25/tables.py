@@ -36,7 +36,10 @@ def quality_table(name: str, parts: Sequence[Part], results: Results) -> list[st
     footnotes = Footnotes()
     for part in parts:
         title = title_of(part)
-        body = [*_part(part, results, footnotes), *_order_line(part, results)]
+        body = [
+            *_part(part, results, footnotes), *_refresh_line(part, results),
+            *_order_line(part, results),
+        ]  # fmt: skip
         if results.any(part):
             lines += [f"### {title}", "", *body]
         else:
@@ -103,6 +106,21 @@ def _order_line(part: Part, results: Results) -> list[str]:
         f"{' > '.join(order(list(theirs.items())))}. {same} of {total} pairs in the same order.",
         "",
     ]
+
+
+def _refresh_line(part: Part, results: Results) -> list[str]:
+    """What a device computes at each refresh, beside the network's inferences of the table."""
+    said = []
+    for row in part.rows:
+        found = results.of(row.cell)
+        modules = found[0].figures.get("device_modules", {}) if found else {}
+        if modules.get("flops_per_request"):
+            items = modules["extractor_history"]
+            reads = f" (over {items} items)" if items > 1 else ""
+            said.append(f"{row.title} {modules['flops_per_request'] / 1e6:.4f}{reads}")
+    if not said:
+        return []
+    return [f"Beside that, MFLOPs on the device at each refresh: {'; '.join(said)}.", ""]
 
 
 def data_table(results: Results) -> list[str]:

@@ -157,6 +157,20 @@ def test_a_run_folder_of_other_settings_is_not_taken_for_the_cell(tmp_path):
         engine.run(cell)
 
 
+def test_backbones_share_a_foundation(tmp_path):
+    """As it trains nothing twice, a record of it has the first one's seconds."""
+    cells = [Cell("synthetic", name, "device-rec", recipe="default", blocks=2)
+             for name in ("sasrec", "nextitnet")]  # fmt: skip
+    plan = replace(plan_of(tmp_path, cells), quick=True)
+    engine = Engine(plan, Places({}, None, tmp_path), "cpu", Lines)
+    work(plan, engine.run, print)
+    one, other = (plan.finished()[cell.name].budget["stages"] for cell in cells)
+    assert one["foundation"] == other["foundation"]
+    stages = [json.loads((plan.folder(cell) / "stages.json").read_text()) for cell in cells]
+    assert stages[0]["foundation"] == stages[1]["foundation"]
+    assert stages[0]["device-rec"] != stages[1]["device-rec"]
+
+
 def test_no_cell_is_started_after_the_stop(tmp_path):
     plan = plan_of(tmp_path, [DUET])
     work(plan, Trainer(plan), print, lambda: True)
