@@ -39,13 +39,15 @@ class NetworkCost:
     """One sub-model of k blocks on the device.
 
     flops: one forward pass over a window. parameter_mbit: the paper's "Param", float32,
-    shared parameters that the paper counts included. payload_bytes: the generated
+    shared parameters that the paper counts included. true_mbit: all parameters that a device
+    must hold to run it, item embeddings apart, float32. payload_bytes: the generated
     parameters on the wire, by encoding, without the artefact's header.
     """
 
     kept: int
     flops: Flops
     parameter_mbit: float
+    true_mbit: float
     payload_bytes: dict[str, int]
 
 
@@ -143,11 +145,13 @@ def network_cost(config: BackboneConfig, kept: int) -> NetworkCost:
         raise ValueError(f"kept is {kept}: a sub-model has 0 to {config.blocks} blocks")
     backbone = build(config)
     layout = BlockLayout.of(backbone.block_parameters())
-    values = backbone.fixed_parameters() + kept * layout.size
+    generated = kept * layout.size
+    shared = sum(spec.size for spec in backbone.shared_parameters())
     return NetworkCost(
         kept,
         backbone.fixed_flops() + backbone.block_flops() * kept,
-        values * FLOAT32_BITS / 1e6,
+        (backbone.fixed_parameters() + generated) * FLOAT32_BITS / 1e6,
+        (shared + generated) * FLOAT32_BITS / 1e6,
         {encoding: kept * layout.encoded_bytes(encoding) for encoding in ENCODINGS},
     )
 
@@ -252,6 +256,7 @@ def _network_json(cost: NetworkCost) -> dict[str, Any]:
         "true_flops": cost.flops.true,
         "true_mflops": round(cost.flops.true / 1e6, 4),
         "paper_mbit": round(cost.parameter_mbit, 4),
+        "true_mbit": round(cost.true_mbit, 4),
         "payload_bytes": cost.payload_bytes,
     }
 

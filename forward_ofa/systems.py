@@ -159,10 +159,9 @@ class System:
 
 
 def _foundation(context: Context) -> FoundationTask:
-    method, foundation = context.config.method, context.config.foundation
+    foundation = context.config.foundation
     assert foundation is not None
-    hidden = method.backbone.hidden
-    return FoundationTask(context.data, foundation, hidden, method.extractor_history)
+    return FoundationTask(context.data, foundation, context.config.method.backbone.hidden)
 
 
 def _device_rec(context: Context) -> DeviceRecTask:

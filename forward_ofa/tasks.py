@@ -61,6 +61,11 @@ class Task(Protocol[Example]):
         """Figures on the validation split; "ndcg@10" chooses the best epoch."""
 
 
+VALIDATION_HISTORY = 50
+"""Items that a foundation reads when its epochs are compared. Fixed, as one foundation serves
+systems whose extractors read more or fewer; it is what they read in the default recipe."""
+
+
 @dataclass
 class FoundationTask:
     """Next item at every position of whole histories."""
@@ -68,7 +73,6 @@ class FoundationTask:
     data: SequenceDataset
     foundation: FoundationConfig
     hidden: int
-    extractor_history: int
 
     def __post_init__(self) -> None:
         self.name = "Foundation"
@@ -89,7 +93,7 @@ class FoundationTask:
 
     def validate(self) -> dict[str, float]:
         self.system.eval()
-        stream = user_batches(self.data, "validation", self.extractor_history, 1)
+        stream = user_batches(self.data, "validation", VALIDATION_HISTORY, 1)
         device = self.system.items.weight.device
         moved = (batch.to(device) for batch in stream)
         parts = [self.system.ranks(b.history, b.lengths, b.targets[:, 0]) for b in moved]

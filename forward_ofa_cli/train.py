@@ -216,6 +216,8 @@ def _train(chosen: source.Source, given: Overrides, base: Base, place: Place, ou
             "--run-dir",
             Exit.BAD_VERSION,
         )
+    for text in prepared.notes:
+        note(out, text)
     with own_folder(folder) as own:
         if begun is None:
             chosen.remember(own, prepared.name)

@@ -25,12 +25,14 @@ def whole_lines(block: bytes) -> int:
 class TextBlocks:
     """A UTF-8 text, unpacked when its name ends in .gz, without a byte order mark.
 
-    first: the first line that is not blank, without its end.
+    first: the first line that is not blank, without its end. unended: whether the last line has
+    no line end; known when all blocks were read.
     Raises DataError when the file cannot be read or unpacked, is empty, or is not UTF-8.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.unended = False
         head = b""
         with closing(unpacked(path)) as stream:
             for block in stream:
@@ -76,6 +78,7 @@ class TextBlocks:
                         f"{self._path}, line {line}: a record of more than half a gigabyte begins "
                         "here. Is a quote left open, or is this another kind of file?"
                     )
+        self.unended = not rest.endswith(b"\n") and bool(rest.strip(b"\r"))
         if rest:
             yield self._checked(line, rest)
 

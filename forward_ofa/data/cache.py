@@ -39,7 +39,7 @@ from forward_ofa.data.splitting import Split, SplitConfig
 from forward_ofa.data.titles import title_files
 from forward_ofa.data.workspace import IdTable, Workspace, open_array
 
-FORMAT = "forward-ofa-prepared/1"
+FORMAT = "forward-ofa-prepared/2"
 KEPT = 8
 _REMEMBERED = 256
 _FITS_MEMORY = 1 << 28  # bytes of log files; such a log is used without a cache if it must be

@@ -34,7 +34,8 @@ TITLE_SYNONYMS = (
     "description",
 )  # fmt: skip
 
-MISSING_IDS = ("", "nan", "NaN", "NAN", "null", "NULL", "None", "<NA>")
+_MISSING_TIMES = ("", "null", "NULL", "None", "<NA>")
+MISSING_IDS = (*_MISSING_TIMES, "nan", "NaN", "NAN")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -74,6 +75,10 @@ class TableFile(Protocol):
 
     @property
     def header(self) -> list[str]: ...
+
+    @property
+    def unended(self) -> bool:
+        """Whether its last line has no line end and may be cut off; known when all was read."""
 
     def parts(self, indices: list[int]) -> Iterator[Table]:
         """These columns, some millions of rows at most at a time, in the order of the file."""
@@ -139,7 +144,7 @@ def _no_header(header: list[str]) -> str:
 def to_ids(table: Table, column: str, file: str) -> pl.Series:
     """External ids as strings; whole floats lose their '.0'.
 
-    Raises DataError, with the place, for a missing, NaN or fractional id.
+    Raises DataError, with the place, for a missing, blank, NaN or fractional id.
     """
     series = table.frame[column]
     if series.dtype.is_float():
@@ -153,7 +158,7 @@ def to_ids(table: Table, column: str, file: str) -> pl.Series:
             "Convert it, or name another column."
         )
     series = series.cast(pl.String)
-    missing = series.is_null() | series.is_in(MISSING_IDS)
+    missing = series.is_null() | series.is_in(MISSING_IDS) | (series.str.strip_chars() == "")
     _refuse(table, missing, column, file, "is empty or NaN; drop such rows or fill in the id")
     return series
 
@@ -185,7 +190,7 @@ class TimeReader:
         missing = series.is_null()
         if series.dtype == pl.String:
             series = series.str.strip_chars()
-            missing |= series.is_in(MISSING_IDS)
+            missing |= series.is_in(_MISSING_TIMES)
         self._refuse(table, missing, "is empty; drop such rows or fill in the time")
         if series.dtype == pl.String:
             return self._from_strings(table, series)
@@ -218,9 +223,11 @@ class TimeReader:
             self._refuse(table, whole.is_null(), message)
             return whole.to_numpy(), False
         values = series.cast(pl.Float64).to_numpy()
+        why = "is not a number; drop such rows or fill in the time"
+        self._refuse(table, pl.Series(np.isnan(values)), why)
         integral = bool(np.all(values == np.floor(values)))
         limit = 2.0**62 if integral else 2.0**62 / 1e6
-        wrong = pl.Series(~(np.abs(values) < limit))  # true for NaN too
+        wrong = pl.Series(~(np.abs(values) < limit))
         self._refuse(table, wrong, message)
         return (values if integral else np.round(values * 1e6)).astype(np.int64), not integral
 

@@ -23,10 +23,13 @@ from forward_ofa.data.log import DataError
 
 _LOOKED_AT = 100
 _LONGEST_LITERAL = 1 << 20
+_DOUBTFUL = r"^(true$|false$|\[|\{)"
 
 
 class JsonLines:
     """A text with one object a line. Raises DataError when it is something else."""
+
+    unended = False  # an object that is cut off is no object
 
     def __init__(self, path: Path) -> None:
         self._file = str(path)
@@ -118,8 +121,11 @@ def _fast(names: list[str], block: bytes) -> pl.DataFrame | None:
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return None
     lines = block.count(b"\n") + (not block.endswith(b"\n"))
-    complete = frame.height == lines and not any(frame.null_count().row(0))
-    return frame if complete else None
+    if frame.height != lines or any(frame.null_count().row(0)):
+        return None
+    # Booleans, lists and objects come as text too: only a look at the line tells them from it.
+    doubtful = frame.select(pl.any_horizontal(pl.all().str.contains(_DOUBTFUL)).any()).item()
+    return None if doubtful else frame
 
 
 def _plain_values(names: list[str], block: bytes) -> bool:

@@ -164,7 +164,10 @@ def _find_in_folder(folder: Path, names: ColumnNames) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files in a folder and in the folders `key=value` below, without hidden ones and markers."""
+    """Files in a folder and in the folders `key=value` below, without hidden ones and markers.
+
+    Raises DataError for a link to nothing: it may stand for a part.
+    """
     for path in folder.iterdir():
         if path.name.startswith((".", "_")):
             continue
@@ -172,6 +175,11 @@ def _files(folder: Path) -> Iterator[Path]:
             yield from _files(path)
         elif path.is_file():
             yield path
+        elif path.is_symlink() and not path.exists():
+            raise DataError(
+                f"{path}: a link to {path.readlink()}, which is not there. Bring the file back or "
+                "remove the link."
+            )
 
 
 def _in_order(file: Path) -> list[tuple[int, int | str]]:

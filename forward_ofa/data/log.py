@@ -35,6 +35,7 @@ class InteractionLog:
     titles:      external item id -> title; may be empty or partial.
     name:        short name of the data set, for reports.
     source:      one line saying where the log comes from.
+    notes:       what a person should know of it, in plain words.
 
     Raises ValueError when arrays and ids do not fit together.
     """
@@ -47,6 +48,7 @@ class InteractionLog:
     titles: dict[str, str]
     name: str
     source: str
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if len(self.items) != len(self.timestamps) or int(self.offsets[-1]) != len(self.items):

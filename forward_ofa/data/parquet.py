@@ -14,6 +14,8 @@ from forward_ofa.data.log import ROWS_AT_ONCE, DataError
 class ParquetFile:
     """A Parquet file, whose columns keep their type. Raises DataError when it cannot be read."""
 
+    unended = False  # a Parquet file that is cut off cannot be read
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self.header = _schema(path).names()

@@ -77,7 +77,7 @@ def prepare(
     place = workspace or Workspace()
     scratch = place.inside("ordered")
     chosen = (split or SplitConfig()).resolve(log)
-    notes: list[str] = []
+    notes = list(log.notes)
     rows = _ordered(log, config, chosen, scratch, notes)
     found = _Filtered(log, config, chosen, rows, notes).written(place)
     scratch.discard()

@@ -6,6 +6,7 @@ beside the log.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,10 +30,11 @@ def read_log(
     names = columns or ColumnNames()
     found = find_log(path, names)
     sorter = LogSorter(workspace or Workspace())
-    for rows in read_rows(found, names):
+    notes: list[str] = []
+    for rows in read_rows(found, names, notes):
         sorter.add(rows)
     titles = find_titles(found.files[0])
-    return sorter.finish(titles, log_name(path), found.describe())
+    return sorter.finish(titles, log_name(path), found.describe(), notes)
 
 
 def log_name(path: Path) -> str:
@@ -41,21 +43,48 @@ def log_name(path: Path) -> str:
     return name if path.is_dir() else name.partition(".")[0] or name
 
 
-def read_rows(found: LogFiles, names: ColumnNames) -> Iterator[Rows]:
-    """The rows of all files, some millions at most at a time. Raises DataError."""
+def read_rows(found: LogFiles, names: ColumnNames, notes: list[str]) -> Iterator[Rows]:
+    """The rows of all files, some millions at most at a time; adds to `notes` what a person should
+    know of the files. Raises DataError."""
     kinds: dict[Path, bool] = {}
     for file in found.files:
         table, _ = open_table(file, names)
         indices = resolve(table.header, names, str(file))
         user, item, time = (table.header[index] for index in indices)
         times = TimeReader(time, str(file))
+        last: list[str] = []
+        place = ""
         for part in table.parts(list(indices)):
+            last = [*last, *part.frame[time].tail(2)][-2:]
+            place = part.place(part.frame.height - 1)
             values, micros = times.read(part)
             yield Rows(to_ids(part, user, str(file)), to_ids(part, item, str(file)), values, micros)
+        if table.unended:
+            _refuse_cut_time(f"{file}, {place}", last)
+            # Not by its name if it is alone: a prepared log is found again by what is in it.
+            what = file.name if len(found.files) > 1 else "the log"
+            notes.append(f"the last line of {what} has no line end: the file may be cut off")
         kinds[file] = times.are_numbers
     if len(set(kinds.values())) > 1:
         numbers = next(file for file, number in kinds.items() if number)
         dates = next(file for file, number in kinds.items() if not number)
         raise DataError(
             f"{numbers} has times as numbers, {dates} as dates: give all parts in one form."
+        )
+
+
+def _refuse_cut_time(place: str, times: list[str]) -> None:
+    """Raises DataError if the last of the last times of a text looks cut off.
+
+    Such a time is still a time, only far too early: the user's last item would become the first.
+    Digits of a fraction do not count, they differ in whole files too.
+    """
+    if len(times) < 2:
+        return
+    before, last = (len(re.sub(r"[.,]\d*|\D", "", time)) for time in times)
+    if last < before:
+        raise DataError(
+            f"{place}: the last line has no line end, and its time {times[1]!r} has fewer digits "
+            f"than {times[0]!r} in the row before: the file seems to be cut off. Copy or export it "
+            "again; if the line is whole, add the line end."
         )

@@ -34,7 +34,8 @@ class SequenceDataset:
     user_ids:     external id of user u.
     item_ids:     external id of item index i is item_ids[i - 1].
     titles:       external item id -> title; may be empty or partial.
-    filter, split: the rules that made it; `notes` says in plain words what was dropped.
+    filter, split: the rules that made it; `notes` says in plain words what was dropped,
+                  and what a person should know of the log.
     """
 
     offsets: LongArray

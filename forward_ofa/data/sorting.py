@@ -12,6 +12,7 @@ embeddings that a model of it needs.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,7 +123,9 @@ class LogSorter:
         if self._waiting >= self._run_rows:
             self._write_run()
 
-    def finish(self, titles: dict[str, str], name: str, source: str) -> InteractionLog:
+    def finish(
+        self, titles: dict[str, str], name: str, source: str, notes: Sequence[str] = ()
+    ) -> InteractionLog:
         """The log; titles of items that do not occur are left out. Raises OSError, DataError."""
         if self._waiting or not self._runs:
             self._write_run()
@@ -142,7 +145,7 @@ class LogSorter:
             self._scratch.discard()
         self._runs = []
         known = {item: titles[item] for item in item_ids if item in titles} if titles else {}
-        return InteractionLog(offsets, merged, times, users, item_ids, known, name, source)
+        return InteractionLog(offsets, merged, times, users, item_ids, known, name, source, notes)
 
     def _write_run(self) -> None:
         pending, self._pending, self._waiting = self._pending, [], 0

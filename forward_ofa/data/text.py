@@ -51,6 +51,11 @@ class DelimitedText:
         self._own_header = header is None
         self.header = header or [name.strip() for name in self._split_header(first)]
 
+    @property
+    def unended(self) -> bool:
+        """Whether the last line has no line end; known when all parts were read."""
+        return self._text.unended
+
     def name_columns(self, names: list[str]) -> None:
         """Says that the text has no header line and what its columns are called."""
         self.header, self._own_header = names, False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from forward_ofa.config import MethodConfig
 from forward_ofa.cost import (
     PAPER_BACKBONES,
+    block_costs,
     cloud_modules_cost,
     cost_table,
     device_modules_cost,
@@ -116,6 +118,14 @@ def test_table_has_the_printed_figures_under_stable_keys() -> None:
     assert table["forward_device"]["paper_mflops_cut_off"] == 0.2544
     assert table["forward_cloud"]["mparameters"] == 8.112
     assert len(table["network_by_kept_blocks"]) == 7
+
+
+@pytest.mark.parametrize("backbone", [SASREC, NEXTITNET])
+def test_true_mbit_is_that_of_systems_with_as_many_blocks(backbone: BackboneConfig) -> None:
+    rows = cost_table(backbone, 5)["network_by_kept_blocks"]
+    expected = block_costs(backbone, np.arange(len(rows))).true_bits / 1e6
+    assert [row["true_mbit"] for row in rows] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert (rows[0]["true_mbit"] == rows[0]["paper_mbit"]) == (backbone is NEXTITNET)
 
 
 @pytest.mark.parametrize("kept", [-1, 7])

@@ -28,8 +28,9 @@ from forward_ofa.evaluation import evaluate
 from forward_ofa.model import Batch, ForwardOFA
 from forward_ofa.recipes import recipe
 from forward_ofa.runs import RunError, estimate_seconds, evaluate_run, load_run, train_run
-from forward_ofa.systems import SYSTEMS, options_of, system_named
+from forward_ofa.systems import SYSTEMS, Context, options_of, system_named
 from forward_ofa.tasks import ControllerOnlyTask
+from forward_ofa.training import run_identity
 from forward_ofa_device.backbones.contract import BackboneConfig
 
 BACKBONES = ("sasrec", "nextitnet")
@@ -148,6 +149,23 @@ def test_a_base_run_of_other_data_or_settings_is_refused(change: str, data, tmp_
     assert watched.epochs == [] and not (tmp_path / "run" / "report.json").exists()
     # An estimate does not fail on it: the run itself says what is wrong.
     assert estimate_seconds(data, wanted, None, tmp_path / "base") > 0
+
+
+def test_a_foundation_does_not_depend_on_what_extractors_read(data, tmp_path: Path) -> None:
+    """So a run may take over that of a run whose extractors read another history."""
+    config = tiny("device-rec", epochs=1)
+    found = []
+    for history in (1, 200):
+        method = dataclasses.replace(config.method, extractor_history=history)
+        wanted = dataclasses.replace(config, method=method)
+        first = system_named("device-rec").stages(wanted)[0]
+        task = first.task(Context(data, wanted, {}))
+        assert task.name == "Foundation"
+        with torch.no_grad():  # so large that a state tells what is far back
+            for parameter in task.system.parameters():
+                parameter.mul_(30)
+        found.append((run_identity(task), task.validate()))
+    assert found[0] == found[1]
 
 
 def test_a_damaged_base_run_is_refused(data, tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def test_every_number_of_kept_blocks_is_there(tables):
             assert row["paper_flops"] == pytest.approx(flops, abs=0.5)
             mbit = rows[0]["paper_mbit"] + kept * per_block_mbit
             assert row["paper_mbit"] == pytest.approx(mbit, abs=1e-4)
+            mbit = rows[0]["true_mbit"] + kept * per_block_mbit
+            assert row["true_mbit"] == pytest.approx(mbit, abs=1e-4)
 
 
 def test_one_backbone_of_another_size(cli):

@@ -35,6 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
 
 def test_training_shows_protocol_eta_epochs_and_figures(trained):
     shown = trained[1].stdout
+    assert shown.index("kept ") < shown.index("split: leave one out")  # what was done to the log
     assert shown.index("split: leave one out") < shown.index("Training takes about")
     assert shown.index("Training takes about") < shown.index("DeviceRec epoch 1")
     assert "Forward-OFA epoch 2" in shown

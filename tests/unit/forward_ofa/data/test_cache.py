@@ -58,6 +58,17 @@ def test_the_second_time_it_is_not_read(tmp_path: Path, reads: list[Path]) -> No
     assert len(entries(tmp_path / "c")) == 1
 
 
+def test_a_log_without_a_last_line_end_is_the_same_with_a_note(tmp_path: Path) -> None:
+    log = write_csv(tmp_path / "log.csv", 40, 100)
+    whole = load_dataset(str(log), tmp_path / "c")
+    log.write_text(log.read_text().removesuffix("\n"))
+    note = "the last line of the log has no line end: the file may be cut off"
+    by_hand = prepare(load(str(log), tmp_path), whole.filter)
+    for data in (*(load_dataset(str(log), tmp_path / "c") for _ in range(2)), by_hand):
+        assert data.notes == [note, *whole.notes]
+        assert data.fingerprint() == whole.fingerprint()
+
+
 def test_what_changes_the_result_is_another_entry(tmp_path: Path, reads: list[Path]) -> None:
     log = write_csv(tmp_path / "log.csv", 40, 100)
     home = tmp_path / "c"

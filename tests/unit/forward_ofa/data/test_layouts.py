@@ -124,6 +124,20 @@ def test_parts_in_a_folder_are_read_in_order(tmp_path: Path, form: str) -> None:
     assert [item for _, item, _ in rows_of(read_log(tmp_path))] == [str(n) for n in range(12)]
 
 
+def test_a_link_to_nothing_among_the_parts_is_named(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").symlink_to("/nonexistent/b.csv")
+    for _ in range(2):  # alone, and beside a good part
+        with pytest.raises(DataError, match=r"b\.csv: a link to /nonexistent/b\.csv, which is not"):
+            read_log(tmp_path)
+        write(tmp_path / "a.csv", "user,item,time\n1,2,3\n")
+    (tmp_path / "b.csv").unlink()
+    (tmp_path / ".b.csv").symlink_to("/nonexistent/b.csv")
+    (tmp_path / "c.csv").symlink_to(
+        write(tmp_path / "elsewhere" / "c.csv", "user,item,time\n1,4,5\n")
+    )
+    assert [item for _, item, _ in rows_of(read_log(tmp_path))] == ["2", "4"]
+
+
 def test_parts_must_agree_on_their_times(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", "user,item,time\n1,2,3\n")
     write(tmp_path / "b.csv", "user,item,time\n1,2,2024-01-01\n")
@@ -165,6 +179,8 @@ JSON = '{"user_id": "a", "item_id": 1, "timestamp": 5}\n'
         (JSON + '{"user_id": "a"}\n', "line 2: 'item_id' is missing"),
         (JSON + JSON.replace("1", "[1]"), "line 2: 'item_id' has"),
         (JSON + "5\n", "line 2: not a JSON object but '5'"),
+        (JSON + JSON.replace('"a"', '"  "'), "line 2: column 'user_id' has '  '"),
+        (JSON + JSON.replace("5", "NaN"), "line 2: .*'nan', which is not a number"),
         ("hello\n", "line 1: not a JSON object"),
         ("{'user_id': __import__('os').getpid(), 'item_id': 1, 'time': 2}\n", "not a JSON object"),
         (JSON.replace("user_id", "x"), "no user column"),
@@ -174,6 +190,27 @@ JSON = '{"user_id": "a", "item_id": 1, "timestamp": 5}\n'
 def test_bad_json_lines(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(DataError, match=expected):
         read_log(write(tmp_path / "x.jsonl", text))
+
+
+@pytest.mark.parametrize("value", ['{"a": 1}', "{}", "[1]", "true", "false"])
+@pytest.mark.parametrize("ahead", [0, 200])
+def test_json_ids_that_are_no_ids_are_refused_wherever_they_stand(
+    tmp_path: Path, value: str, ahead: int
+) -> None:
+    text = JSON * ahead + JSON.replace('"a"', value) + JSON
+    with pytest.raises(DataError, match=rf"line {ahead + 1}: 'user_id' has .*neither text nor"):
+        read_log(write(tmp_path / "x.jsonl", text))
+
+
+def test_json_text_that_looks_like_another_value_is_text(tmp_path: Path) -> None:
+    ids = ["true", "[deleted]", "{}"]
+    text = JSON * 200 + "".join(JSON.replace('"a"', json.dumps(name)) for name in ids)
+    assert set(read_log(write(tmp_path / "x.jsonl", text)).user_ids) == {"a", *ids}
+
+
+def test_json_without_a_last_line_end_is_whole(tmp_path: Path) -> None:
+    log = read_log(write(tmp_path / "x.jsonl", JSON.replace("5", "50") + JSON.strip()))
+    assert len(log) == 2 and not log.notes
 
 
 def test_json_ids_of_all_kinds_are_read_alike_fast_and_slowly(tmp_path: Path) -> None:

@@ -75,8 +75,10 @@ MISSING = {"nan", "NaN", "NAN", "null", "NULL", "None", "<NA>"}
 PLAIN = st.text(
     st.characters(codec="utf-8", exclude_characters='\t\n\r:"', exclude_categories=["Cs"]),
     min_size=1, max_size=8,
-).filter(lambda text: text not in MISSING)  # fmt: skip
-QUOTABLE = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=8)
+).filter(lambda text: text.strip() and text not in MISSING)  # fmt: skip
+QUOTABLE = st.text(
+    st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=8
+).filter(str.strip)
 TIMES = st.integers(-(2**40), 2**40)
 FEW = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -172,6 +174,10 @@ GOOD = "user_id,item_id,rating,timestamp\n"
         ("e.csv", (GOOD + "1,2,3,inf\n").encode(), "line 2: .*64 bits"),
         ("e.csv", (GOOD + "1,2,3,4\n,2,3,4\n").encode(), "line 3: column 'user_id'.*empty or NaN"),
         ("e.csv", (GOOD + "1,nan,3,4\n").encode(), "line 2: column 'item_id' has 'nan'"),
+        ("e.csv", (GOOD + "1,2,3,4\n  ,2,3,4\n").encode(), "line 3: column 'user_id' has '  '"),
+        ("e.csv", (GOOD + '1,"\t",3,4\n').encode(), "line 2: column 'item_id'.*empty or NaN"),
+        ("e.csv", (GOOD + "1,2,3,4\n1,2,3,NaN\n").encode(), "line 3: .*'NaN', which is not a num"),
+        ("e.csv", (GOOD + "1,2,3,null\n").encode(), "line 2: .*'null', which is empty"),
         ("e.csv", (GOOD + "1,é,3,4\n").encode("latin-1"), "line 2: not UTF-8.*iconv"),
         ("e.csv", GOOD.encode("utf-16"), "not UTF-8.*UTF-16.*iconv -f utf-16"),
         ("e.csv", (GOOD + "1,2,3,4\n").replace("\n", "\r").encode(), "carriage return.*tr "),
@@ -197,7 +203,12 @@ def test_bad_text(tmp_path: Path, name: str, content: bytes, expected: str) -> N
         ({"user": [1.0, float("nan")], "item": [1, 2], "time": [1, 2]}, "row 2: column 'user'"),
         ({"user": [1.0, 1.5], "item": [1, 2], "time": [1, 2]}, "row 2: .*whole number"),
         ({"user": [1, 2], "item": [1, 2], "time": [1, None]}, "row 2: column 'time'"),
-        ({"user": [1, 2], "item": [1, 2], "time": [1.0, float("nan")]}, "row 2: column 'time'"),
+        (
+            {"user": [1, 2], "item": [1, 2], "time": [1.0, float("nan")]},
+            "row 2: column 'time' has 'nan', which is not a number",
+        ),
+        ({"user": ["a", " "], "item": [1, 2], "time": [1, 2]}, "row 2: .*' ', which is empty"),
+        ({"user": [True, False], "item": [1, 2], "time": [1, 2]}, "ids must be integers or str"),
         ({"user": [1, 2], "item": [1, 2], "time": ["2024-01-01", "?"]}, "row 2: .*ISO 8601"),
         ({"user": [[1], [2]], "item": [1, 2], "time": [1, 2]}, "ids must be integers or strings"),
         ({"user": [1, 2], "item": [1, 2], "time": [[1], [2]]}, "a time must be a number"),
@@ -335,3 +346,80 @@ def test_fields_are_checked_across_chunks(tmp_path: Path, monkeypatch: pytest.Mo
     path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(DataError, match="line 31: 2 fields where 3"):
         read_log(path)
+
+
+LINES = GOOD + "1,2,3,964982703\n1,3,3,964982931\n"
+UNENDED = "the last line of the log has no line end: the file may be cut off"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("quoted", [False, True])
+@pytest.mark.parametrize("block", [16, 1 << 25])
+def test_a_last_line_without_its_end_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool, quoted: bool, block: int
+) -> None:
+    monkeypatch.setattr("forward_ofa.data.bytesource.BLOCK_BYTES", block)
+    path = tmp_path / ("x.csv.gz" if packed else "x.csv")
+    text = LINES.replace(",2,", ',"2",') if quoted else LINES
+
+    def read(content: str) -> InteractionLog:
+        data = content.encode()
+        # Two members, as files that were put one behind the other have.
+        path.write_bytes(gzip.compress(data[:50]) + gzip.compress(data[50:]) if packed else data)
+        return read_log(path)
+
+    whole, unended = read(text), read(text.removesuffix("\n"))
+    assert rows_of(unended) == rows_of(whole)
+    assert (whole.notes, unended.notes) == ([], [UNENDED])
+    for cut in range(2, 10):
+        with pytest.raises(
+            DataError, match=r"line 3: .*no line end.*fewer digits than '964982703'"
+        ):
+            read(text[:-cut])
+
+
+@pytest.mark.parametrize(
+    ("before", "last", "cut_off"),
+    [
+        ("964982703.25", "964982931.5", False),
+        ("964982703.25", "964982931", False),
+        ("964982703.25", "96498293", True),
+        ("2024-05-31T18:00:00.250Z", "2024-05-31T18:00:01Z", False),
+        ("2024-05-31T18:00:00+02:00", "2024-05-31T18:00:01.5+02:00", False),
+        ("2024-05-31T18:00:00Z", "2024-05-31T18:00", True),
+        ("2024-05-31T18:00:00Z", "2024-05-31", True),
+        ("9", "10", False),
+    ],
+)
+def test_what_counts_as_a_time_that_is_cut_off(
+    tmp_path: Path, before: str, last: str, cut_off: bool
+) -> None:
+    path = tmp_path / "x.csv"
+    text = f"user,item,time\n1,2,{before}\n1,3,{last}"
+    path.write_text(text)
+    if cut_off:
+        with pytest.raises(DataError, match="fewer digits"):
+            read_log(path)
+    else:
+        assert read_log(path).notes == [UNENDED]
+    path.write_text(text + "\n")
+    assert read_log(path).notes == []
+
+
+def test_a_cut_u_data_is_refused_and_one_row_is_not(tmp_path: Path) -> None:
+    path = write_u_data(tmp_path, [("1", "2", 881250949), ("1", "3", 881250950)])
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataError, match=r"line 2: .*fewer digits"):
+        read_log(path)
+    path.write_bytes(b"1\t2\t3\t881")
+    assert read_log(path).notes == [UNENDED]
+
+
+def test_the_part_without_a_line_end_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(LINES.removesuffix("\n"))
+    (tmp_path / "b.csv").write_text(GOOD + "2,3,3,7\n")
+    log = read_log(tmp_path)
+    assert log.notes == ["the last line of a.csv has no line end: the file may be cut off"]
+    (tmp_path / "b.csv").write_text(GOOD + "2,3,3,7\n2,4,3,10\n2,5,3,1")
+    with pytest.raises(DataError, match=r"b\.csv, line 4: the last line"):
+        read_log(tmp_path)
