@@ -137,7 +137,7 @@ def _foundation(config: RunConfig) -> object:
     """What decides how a foundation is trained; equal to no other's where there is none."""
     if config.foundation is None:
         return object()
-    return config.foundation, config.method.backbone.hidden, config.method.extractor_history
+    return config.foundation, config.method.backbone.hidden
 
 
 def _stage(records: list[dict[str, Any]]) -> dict[str, Any]:
