@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from forward_ofa_device.backbones.contract import BackboneConfig
+from forward_ofa_device.backbones.contract import MOST_HISTORY, BackboneConfig
+
+MOST_SEED = 2**32 - 1
+"""What numpy, torch and the generators of other libraries all take."""
+
+_MOST_OPTION = 1_000_000
+
+
+def require_finite(config: Any) -> None:
+    """Raises ValueError for a field of a dataclass that is, or holds, NaN or an infinity.
+
+    Every comparison with NaN is false: a range that is checked by `value < low` lets it through.
+    """
+    for each in fields(config):
+        value = getattr(config, each.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{each.name} must be a finite number, not {number}")
+
+
+def require_between(config: object, low: int, high: int, *names: str) -> None:
+    """Raises ValueError for one of these fields that is not from `low` to `high`."""
+    for name in names:
+        if not low <= getattr(config, name) <= high:
+            raise ValueError(f"{name} must be at least {low} and at most {high:,}")
 
 
 @dataclass(frozen=True)
@@ -39,8 +65,8 @@ class MethodConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.extractor_history < 1:
-            raise ValueError("extractor_history must be at least 1")
+        require_finite(self)
+        require_between(self, 1, MOST_HISTORY, "extractor_history")
         if not 0 <= self.bases < self.backbone.hidden:
             raise ValueError(
                 f"bases must be 0 (the paper's form) or less than hidden ({self.backbone.hidden})"
@@ -78,13 +104,15 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "targets_per_network"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
+        require_finite(self)
+        require_between(self, 1, 100_000, "epochs", "targets_per_network")
+        require_between(self, 1, 1_000_000, "batch_size")
+        require_between(self, 0, MOST_SEED, "seed")
         if self.learning_rate <= 0 or self.clip_norm <= 0:
             raise ValueError("learning_rate and clip_norm must be positive")
-        if self.weight_decay < 0 or self.warmup_steps < 0:
-            raise ValueError("weight_decay and warmup_steps must not be negative")
+        if self.weight_decay < 0:
+            raise ValueError("weight_decay must not be negative")
+        require_between(self, 0, 1_000_000_000, "warmup_steps")
         if not 0 <= self.decay_from <= 1:
             raise ValueError("decay_from must lie between 0 and 1")
 
@@ -102,8 +130,8 @@ class FoundationConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError("length must be at least 1")
+        require_finite(self)
+        require_between(self, 1, 100_000, "length")
         if not 0 <= self.dropout < 1:
             raise ValueError("dropout must be at least 0 and less than 1")
 
@@ -113,7 +141,14 @@ class Options:
     """Base class of what one system has for settings beside those of a run; frozen dataclasses.
 
     Fields are numbers, booleans, strings, or tuples of numbers, each with a default.
+    A subclass that checks its own calls `super().__post_init__()` first.
     """
+
+    def __post_init__(self) -> None:
+        require_finite(self)
+        for each in fields(self):
+            if isinstance(value := getattr(self, each.name), int) and value > _MOST_OPTION:
+                raise ValueError(f"{each.name} must be at most {_MOST_OPTION:,}")
 
 
 @dataclass(frozen=True)
@@ -139,3 +174,6 @@ class RunConfig:
     system: str = "forward-ofa"
     options: Options | None = None
     compare: bool = True
+
+    def __post_init__(self) -> None:
+        require_between(self, 1, 1_000_000, "candidates")

@@ -81,8 +81,8 @@ def fit(
 
     checkpoint: a file that is written after each epoch; if it is there, training goes on
     from it. device: where, as torch names it; the system stays there. Raises TrainingError
-    when the loss is no longer finite, CheckpointError for a file that is damaged or of another
-    run, OSError when it cannot be written.
+    when loss or gradient is no longer finite, CheckpointError for a file that is damaged or of
+    another run, OSError when it cannot be written.
     """
     keep_memory()
     system, config = task.system.to(device), task.config
@@ -136,21 +136,30 @@ def _train_epoch(
     task.system.train()
     device = next(task.system.parameters()).device
     steps, stream = task.epoch(rng)
-    losses = []
+    losses, norms = [], torch.zeros((), device=device)
     for index, batch in enumerate(stream):
         done = (epoch + index / steps) / task.config.epochs
         rate = learning_rate(task.config, epoch * steps + index, done)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        value = _step(task, loss_of, optimiser, own_rows(batch).to(device), done)
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss became {value} in epoch {epoch + 1}: "
-                f"use a lower --learning-rate than {task.config.learning_rate:g}"
-            )
+        value, norm = _step(task, loss_of, optimiser, own_rows(batch).to(device), done)
+        _require_finite("loss", value, task.config, epoch)
+        if not norm.is_cuda:
+            _require_finite("gradient's norm", norm.item(), task.config, epoch)
+        norms += norm
         losses.append(value)
         progress.step(value)
+    # A GPU is asked once for all steps, which their sum tells; the next loss often tells before.
+    _require_finite("gradient's norm", norms.item(), task.config, epoch)
     return float(np.mean(losses)) if losses else 0.0
+
+
+def _require_finite(what: str, value: float, config: TrainingConfig, epoch: int) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"the {what} became {value} in epoch {epoch + 1}: "
+            f"use a lower --learning-rate than {config.learning_rate:g}"
+        )
 
 
 def _step(
@@ -159,26 +168,31 @@ def _step(
     optimiser: torch.optim.Optimizer,
     batch: Example,
     done: float,
-) -> float:
-    """One optimiser step; nothing is changed if the loss is not finite. Returns the loss."""
+) -> tuple[float, Tensor]:
+    """One optimiser step. Returns the loss, and the gradient's norm as `update` does; nothing is
+    changed if the loss is not finite, and the norm is 0 then."""
     loss = loss_of(batch, done)
     value = average(loss.item())
-    if math.isfinite(value):
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        update(task, optimiser)
-    return value
+    if not math.isfinite(value):
+        return value, torch.zeros(())
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return value, update(task, optimiser)
 
 
-def update(task: Task[Any], optimiser: torch.optim.Optimizer) -> None:
-    """Clips the gradients that are there and takes a step with them."""
+def update(task: Task[Any], optimiser: torch.optim.Optimizer) -> Tensor:
+    """Clips the gradients that are there and takes a step with them. Returns their norm before, on
+    their device; on the CPU no step is taken with one that is not finite."""
     parameters = [p for p in task.system.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    # The factor is 1 most of the time, and millions of gradients are not multiplied by it then.
     # To ask a GPU would cost more than to multiply.
+    if not norm.is_cuda and not math.isfinite(norm.item()):
+        return norm
+    # The factor is 1 most of the time, and millions of gradients are not multiplied by it then.
     if norm.is_cuda or norm > task.config.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, task.config.clip_norm, norm)
     optimiser.step()
+    return norm
 
 
 def fit_seconds(task: Task[Example], device: str = "cpu") -> float:

@@ -47,6 +47,8 @@ class Reason(StrEnum):
     NO_VERSION = "NO_VERSION"
     BAD_JOB = "BAD_JOB"
     UNKNOWN_JOB = "UNKNOWN_JOB"
+    UNCHECKED_JOB = "UNCHECKED_JOB"
+    UNKNOWN_JOB_STATE = "UNKNOWN_JOB_STATE"
     JOB_STATE = "JOB_STATE"
     TOO_MANY_JOBS = "TOO_MANY_JOBS"
     QUEUE_UNAVAILABLE = "QUEUE_UNAVAILABLE"
@@ -210,6 +212,18 @@ CATALOGUE: Mapping[Reason, Entry] = {
         "NOT_FOUND",
         "there is no job {job}",
         "List the jobs; ended ones are forgotten after some time.",
+    ),
+    Reason.UNCHECKED_JOB: Entry(
+        "RESOURCE_EXHAUSTED",
+        "the job could not be checked, nothing was queued: {problem}",
+        "Submit it again within the retry window; if this persists, look at the file system of "
+        "the log.",
+        (5_000, 20_000),
+    ),
+    Reason.UNKNOWN_JOB_STATE: Entry(
+        "INVALID_ARGUMENT",
+        "there is no job state {state}",
+        "List by the numbers of JobState; no states mean all jobs.",
     ),
     Reason.JOB_STATE: Entry(
         "FAILED_PRECONDITION",

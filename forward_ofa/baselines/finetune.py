@@ -52,6 +52,7 @@ class FinetuneOptions(Options):
     users: int = 1024
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.rates or min(self.rates) <= 0:
             raise ValueError("rates must be positive numbers")
         if not self.steps or min(self.steps) < 1:

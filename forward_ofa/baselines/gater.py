@@ -82,6 +82,7 @@ class GaterOptions(Options):
     open_bias: float = 2.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bottleneck < 1:
             raise ValueError("bottleneck must be at least 1")
         if self.gate_weight < 0:

@@ -84,6 +84,7 @@ class LitePredOptions(Options):
     tune_epochs: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.cap <= 1:
             raise ValueError("cap must lie between 0 (the paper's share) and 1")
         for name in ("paths", "measured_users", "predictor_width", "predictor_steps"):

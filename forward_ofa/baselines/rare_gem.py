@@ -71,6 +71,7 @@ class RareGemOptions(Options):
     score_speed: float = 10.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.kept <= 1:
             raise ValueError("kept must lie between 0 (the paper's share) and 1")
         if self.search_epochs < 0:

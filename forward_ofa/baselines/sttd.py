@@ -94,6 +94,7 @@ class STTDOptions(Options):
     popular_share: float = 0.2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rank < 0 or self.step < 1:
             raise ValueError("rank must not be negative, step must be at least 1")
         if self.rank % self.step:

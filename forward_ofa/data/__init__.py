@@ -18,6 +18,7 @@ from forward_ofa.data.cache import open_prepared
 from forward_ofa.data.columns import ColumnNames
 from forward_ofa.data.download import DownloadError, Progress, fetch
 from forward_ofa.data.filtering import PAPER_FILTER, FilterChoice, FilterConfig, default_filter
+from forward_ofa.data.layouts import is_folder
 from forward_ofa.data.log import DataError, InteractionLog
 from forward_ofa.data.named import DATASETS, RemoteDataset, suggest
 from forward_ofa.data.preparation import prepare
@@ -46,6 +47,7 @@ __all__ = [
     "generate_log",
     "load",
     "load_dataset",
+    "locate",
     "log_from_ids",
     "prepare",
     "read_log",
@@ -113,6 +115,7 @@ def locate(
     """Where the log is on disk; a named data set is downloaded. Raises DataError."""
     path = Path(spec).expanduser()
     if path.exists():
+        is_folder(path)  # or a file: at once, and not when it is opened
         return path
     if spec not in datasets:
         raise DataError(

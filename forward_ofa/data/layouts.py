@@ -14,6 +14,7 @@ A folder:  an official MovieLens release (`u.data`, `ratings.dat` or `ratings.cs
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +56,25 @@ def find_log(path: Path, names: ColumnNames) -> LogFiles:
     try:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder. Check the path.")
-        files = _find_in_folder(path, names) if path.is_dir() else [path]
+        files = _find_in_folder(path, names) if is_folder(path) else [path]
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise DataError(f"{path}: cannot be read: {error}.") from None
     return LogFiles(files, open_table(files[0], names)[1])
+
+
+def is_folder(path: Path) -> bool:
+    """True for a folder, False for a regular file, links followed.
+
+    Raises OSError if it is not there, DataError if it is neither: to open a pipe may wait for
+    ever, and a device such as /dev/zero never ends.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise DataError(
+            f"{path}: neither a regular file nor a folder but a pipe, a socket or a device, and a "
+            "log is read more than once. Write it to a file, and give that."
+        )
+    return stat.S_ISDIR(mode)
 
 
 def open_table(file: Path, names: ColumnNames) -> tuple[TableFile, str]:
@@ -166,13 +182,15 @@ def _find_in_folder(folder: Path, names: ColumnNames) -> list[Path]:
 def _files(folder: Path) -> Iterator[Path]:
     """Files in a folder and in the folders `key=value` below, without hidden ones and markers.
 
-    Raises DataError for a link to nothing: it may stand for a part.
+    Raises DataError for a link to nothing, which may stand for a part, and for a part that is no
+    regular file.
     """
     for path in folder.iterdir():
         if path.name.startswith((".", "_")):
             continue
-        if path.is_dir() and "=" in path.name:
-            yield from _files(path)
+        if path.is_dir():
+            if "=" in path.name:
+                yield from _files(path)
         elif path.is_file():
             yield path
         elif path.is_symlink() and not path.exists():
@@ -180,6 +198,8 @@ def _files(folder: Path) -> Iterator[Path]:
                 f"{path}: a link to {path.readlink()}, which is not there. Bring the file back or "
                 "remove the link."
             )
+        elif _suffix(path) in _PARQUET + _JSON + _TEXT + (".inter",):
+            is_folder(path)  # says what it is: without this part the log would be another one
 
 
 def _in_order(file: Path) -> list[tuple[int, int | str]]:

@@ -22,6 +22,9 @@ arithmetic, `@`, `reshape`, `swapaxes`, indexing, `shape`; and Ops for the rest.
 
 Parameters = Mapping[str, Array]
 
+MOST_HIDDEN, MOST_HISTORY = 4_096, 10_000
+"""Far beyond what a hypernetwork fits into memory for, and what anybody looks back."""
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -44,6 +47,10 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         if self.blocks < 1 or self.hidden < 1 or self.history < 1 or self.heads < 1:
             raise ValueError("blocks, hidden, history and heads must be at least 1")
+        if self.hidden > MOST_HIDDEN or self.history > MOST_HISTORY:
+            raise ValueError(
+                f"hidden must be at most {MOST_HIDDEN:,}, history at most {MOST_HISTORY:,}"
+            )
         if self.hidden < self.blocks:
             raise ValueError(
                 f"hidden ({self.hidden}) must be at least blocks ({self.blocks}): the structure's "
@@ -53,8 +60,8 @@ class BackboneConfig:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
         if self.norm not in ("original", "pre"):
             raise ValueError(f"norm is {self.norm!r}: use 'original' or 'pre'")
-        if not self.dilations or min(self.dilations) < 1:
-            raise ValueError("dilations must be positive numbers")
+        if not self.dilations or not all(1 <= each <= MOST_HISTORY for each in self.dilations):
+            raise ValueError(f"dilations must be numbers from 1 to {MOST_HISTORY:,}")
 
 
 @dataclass(frozen=True)

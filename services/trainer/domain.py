@@ -13,8 +13,9 @@ from services.errors import Fault, Reason
 from services.ports import Job, JobParameters, JobState
 from services.registry.contract import Registry, RegistryError
 from services.runtime.logs import log
-from services.trainer import jobs, plan
+from services.trainer import jobs
 from services.trainer.celery_app import Announcer
+from services.trainer.checking import Checks
 from services.trainer.gate import parse_gate
 from services.trainer.records import Records, RecordsUnavailable, TooManyJobs, UnknownJob
 from services.trainer.settings import TrainerSettings
@@ -34,21 +35,15 @@ class LocalTrainer:
     ) -> None:
         self._settings, self._records = settings, records
         self._announcer, self._registry = announcer, registry
+        self._checks = Checks(settings)
 
     async def submit(self, parameters: JobParameters, submission: str = "") -> Job:
-        """Raises Fault BAD_JOB, TOO_MANY_JOBS or QUEUE_UNAVAILABLE; nothing is queued then."""
+        """Raises Fault BAD_JOB, UNCHECKED_JOB, TOO_MANY_JOBS or QUEUE_UNAVAILABLE; nothing is
+        queued then."""
         if submission and not _SUBMISSION.fullmatch(submission):
             raise Fault(Reason.BAD_JOB, problem="a submission id is 8 to 64 of A-Z a-z 0-9 _ -")
-        await self._check(parameters)
+        await self._checks.check(parameters)
         return await self._ask(lambda: self.enqueue(parameters, submission=submission))
-
-    async def _check(self, parameters: JobParameters) -> None:
-        """Raises Fault BAD_JOB."""
-        settings = self._settings
-        try:
-            await asyncio.to_thread(plan.check, parameters, settings.check_bytes, settings.cache)
-        except plan.BadParameters as error:
-            raise Fault(Reason.BAD_JOB, problem=error) from error
 
     def enqueue(
         self, parameters: JobParameters, *, submission: str = "", schedule: str = "",
@@ -123,14 +118,21 @@ class LocalTrainer:
         old = await self.get(job_id)
         if old.state.live:
             raise Fault(Reason.JOB_STATE, problem=f"job {job_id} is {old.state}: cancel it first")
-        await self._check(old.parameters)
+        await self._checks.check(old.parameters)
         return await self._ask(
             lambda: self.enqueue(old.parameters, submission=submission, retry_of=old.id)
         )
 
     async def label(self, label: str, version: str, percent: float) -> None:
-        """Raises Fault REGISTRY_REFUSED, UNKNOWN_VERSION or CORRUPT_VERSION."""
-        await self._ask(lambda: self._registry.label(label, version, percent))
+        """Raises Fault REGISTRY_REFUSED or CORRUPT_VERSION."""
+        try:
+            await self._ask(lambda: self._registry.label(label, version, percent))
+        except Fault as fault:
+            if fault.reason is not Reason.UNKNOWN_VERSION:
+                raise
+            # Its text is for devices: of what is served.
+            problem = f"the registry has no version {version[:64]!r}"
+            raise Fault(Reason.REGISTRY_REFUSED, problem=problem) from fault
         log(_LOGGER, logging.INFO, "label moved", label=label, version=version)
 
     async def roll_back(self, label: str) -> str:

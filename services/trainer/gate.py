@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from forward_ofa.model import ForwardOFA
 
 METRICS = ("ndcg@10", "hit@10")
-_RULE = re.compile(r"(?:(?P<metric>[a-z]+@10)\s*)?(?P<number>[+-]?\d+(?:\.\d+)?)(?P<percent>%?)")
+_RULE = re.compile(
+    r"(?:(?P<metric>[a-z]+@10)\s*)?(?P<number>[+-]?\d+(?:\.\d+)?)(?P<percent>%?)", re.ASCII
+)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from forward_ofa.data import (
     SplitConfig,
     generate_log,
     load_dataset,
+    locate,
     prepare,
 )
 from forward_ofa_device.backbones import build
@@ -33,7 +34,13 @@ from services.registry.contract import STABLE, is_label
 from services.trainer.gate import parse_gate
 
 SYNTHETIC = "synthetic"
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+_NO_SETTINGS = {
+    "system": "it has a field of its own, --system of `forward-ofa jobs submit`",
+    "options": "name one of them, options.NAME; `forward-ofa systems` lists them",
+    "compare": "a job always trains DeviceRec to compare with, `forward-ofa train --no-compare` "
+    "does without",
+}
 _SERVED = "forward-ofa"
 _COLUMNS = ("user_column", "item_column", "time_column")
 _FILTER = tuple(field.name for field in dataclasses.fields(FilterChoice))
@@ -55,6 +62,11 @@ def check(parameters: JobParameters, check_bytes: int, cache: Path) -> None:
 
     check_bytes: logs on disk up to this size are read and filtered. cache: as for `read`.
     """
+    if not parameters.data:
+        raise BadParameters(
+            "data is missing: give the absolute path of a file or folder, the name of a public "
+            f"data set ({', '.join(DATASETS)}), or {SYNTHETIC}"
+        )
     configure(parameters, 0)
     _check_rest(parameters)
     _rules(parameters.log)
@@ -69,6 +81,7 @@ def check(parameters: JobParameters, check_bytes: int, cache: Path) -> None:
             )
         if not path.is_absolute():
             raise DataError(f"{parameters.data}: give an absolute path, workers start elsewhere.")
+        locate(parameters.data, cache, None, DATASETS)  # refuses pipes and devices
         if size_of(path) <= check_bytes:
             read(parameters, cache)
     except DataError as error:
@@ -100,6 +113,8 @@ def configure(parameters: JobParameters, interactions: int) -> RunConfig:
     try:
         config = recipe(parameters.recipe, parameters.backbone, interactions, parameters.system)
         for name, text in parameters.settings.items():
+            if name in _NO_SETTINGS:
+                raise BadParameters(f"{name!r} is no setting: {_NO_SETTINGS[name]}")
             config = _replaced(config, name, name.split("."), text)
         build(config.method.backbone)
     except ValueError as error:
@@ -202,7 +217,7 @@ def _parsed(name: str, text: str, hint: Any) -> Any:
         for kind in (int, float):
             if kind in kinds and math.isfinite(number := kind(text)):
                 return number
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: digits beyond any float
         pass
     else:
         if str in kinds or typing.get_origin(hint) is typing.Literal:

@@ -43,7 +43,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         try:
             states = [_BY_NUMBER[number] for number in request.states]
         except KeyError as error:
-            raise Fault(Reason.BAD_JOB, problem=f"there is no job state {error}") from error
+            raise Fault(Reason.UNKNOWN_JOB_STATE, state=error) from error
         found = await self._trainer.page(states, request.limit, request.before_job_id)
         return api.ListJobsResponse(jobs=[job_message(job, whole=False) for job in found])
 

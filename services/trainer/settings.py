@@ -38,7 +38,9 @@ class TrainerSettings:
     timeout_seconds: how long one question to Redis may take.
     max_jobs: that may be queued or running; more are refused.
     check_bytes: a log up to this size is read and filtered before a job is queued; of a larger
-        one only that it is there and has a known layout.
+        one only that it is there.
+    check_seconds: how long a submission may wait for its check and be checked. Less than callers
+        wait, who are then told to submit again.
     """
 
     broker: str
@@ -49,10 +51,11 @@ class TrainerSettings:
     timeout_seconds: float = 2.0
     max_jobs: int = 100
     check_bytes: int = 64 * 2**20
+    check_seconds: float = 25.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "broker", check_broker(self.broker))
-        _positive(self, "timeout_seconds")
+        _positive(self, "timeout_seconds", "check_seconds")
         if self.max_jobs < 1 or self.check_bytes < 0:
             raise SettingsError("max_jobs must be at least 1, check_bytes not negative")
         folder = local_folder(self.registry)

@@ -299,6 +299,9 @@ def test_an_unknown_backbone_names_those_that_there_are() -> None:
         {"blocks": 65},
         {"norm": "post"},
         {"dilations": ()},
+        {"dilations": (1, 10_001)},
+        {"hidden": 8_192},
+        {"history": 10_001},
     ],
 )
 def test_impossible_configurations_are_refused(wrong: dict) -> None:

@@ -109,7 +109,8 @@ class TrainerServiceServicer:
 
         Errors: INVALID_ARGUMENT for parameters that cannot work: an unknown
         recipe, setting or system, a log that is not there, is damaged, or of which
-        the filter leaves nothing; RESOURCE_EXHAUSTED when too many jobs live.
+        the filter leaves nothing; RESOURCE_EXHAUSTED when too many jobs live, when
+        too many submissions are being checked, or when a check takes too long.
         Nothing is queued then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -127,6 +128,8 @@ class TrainerServiceServicer:
 
     def ListJobs(self, request, context):
         """Jobs, newest first, a page at a time.
+
+        Errors: INVALID_ARGUMENT for a state that is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,8 @@ class TrainerServiceStub:
 
     Errors: INVALID_ARGUMENT for parameters that cannot work: an unknown
     recipe, setting or system, a log that is not there, is damaged, or of which
-    the filter leaves nothing; RESOURCE_EXHAUSTED when too many jobs live.
+    the filter leaves nothing; RESOURCE_EXHAUSTED when too many jobs live, when
+    too many submissions are being checked, or when a check takes too long.
     Nothing is queued then.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]
@@ -57,7 +58,10 @@ class TrainerServiceStub:
     Errors: NOT_FOUND for a job that is not, or no longer, known.
     """
     ListJobs: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListJobsRequest, _trainer_pb2.ListJobsResponse]
-    """Jobs, newest first, a page at a time."""
+    """Jobs, newest first, a page at a time.
+
+    Errors: INVALID_ARGUMENT for a state that is none.
+    """
     WatchJob: _grpc.UnaryStreamMultiCallable[_trainer_pb2.WatchJobRequest, _trainer_pb2.WatchJobResponse]
     """The job now, and after each change that is seen (three looks a second),
     until it has ended. A stream ends with DEADLINE_EXCEEDED after the server's
@@ -117,7 +121,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
 
     Errors: INVALID_ARGUMENT for parameters that cannot work: an unknown
     recipe, setting or system, a log that is not there, is damaged, or of which
-    the filter leaves nothing; RESOURCE_EXHAUSTED when too many jobs live.
+    the filter leaves nothing; RESOURCE_EXHAUSTED when too many jobs live, when
+    too many submissions are being checked, or when a check takes too long.
     Nothing is queued then.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]  # type: ignore[assignment]
@@ -126,7 +131,10 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     Errors: NOT_FOUND for a job that is not, or no longer, known.
     """
     ListJobs: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListJobsRequest, _trainer_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """Jobs, newest first, a page at a time."""
+    """Jobs, newest first, a page at a time.
+
+    Errors: INVALID_ARGUMENT for a state that is none.
+    """
     WatchJob: _aio.UnaryStreamMultiCallable[_trainer_pb2.WatchJobRequest, _trainer_pb2.WatchJobResponse]  # type: ignore[assignment]
     """The job now, and after each change that is seen (three looks a second),
     until it has ended. A stream ends with DEADLINE_EXCEEDED after the server's
@@ -189,7 +197,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT for parameters that cannot work: an unknown
         recipe, setting or system, a log that is not there, is damaged, or of which
-        the filter leaves nothing; RESOURCE_EXHAUSTED when too many jobs live.
+        the filter leaves nothing; RESOURCE_EXHAUSTED when too many jobs live, when
+        too many submissions are being checked, or when a check takes too long.
         Nothing is queued then.
         """
 
@@ -210,7 +219,10 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.ListJobsResponse, _abc.Awaitable[_trainer_pb2.ListJobsResponse]]:
-        """Jobs, newest first, a page at a time."""
+        """Jobs, newest first, a page at a time.
+
+        Errors: INVALID_ARGUMENT for a state that is none.
+        """
 
     @_abc_1.abstractmethod
     def WatchJob(

@@ -4,6 +4,7 @@ is refused, and what happens when messages, workers or Redis are gone."""
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 
 import grpc
@@ -11,7 +12,7 @@ import pytest
 
 from forward_ofa_api.trainer.v1 import trainer_pb2 as api
 from forward_ofa_api.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
-from services.errors import Reason
+from services.errors import Fault, Reason
 from services.ports import JobParameters, JobState
 from services.registry.files import FileRegistry
 from services.runtime.access import AccessSettings
@@ -78,10 +79,14 @@ def request(**parameters) -> api.SubmitJobRequest:
     return api.SubmitJobRequest(parameters=api.JobParameters(**fields))
 
 
-async def refused(call) -> Reason:
+async def fault_from(call) -> Fault:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
-    return fault_of(raised.value).reason
+    return fault_of(raised.value)
+
+
+async def refused(call) -> Reason:
+    return (await fault_from(call)).reason
 
 
 async def test_calls_without_a_worker(service, parts):
@@ -109,9 +114,24 @@ async def test_calls_without_a_worker(service, parts):
     assert await refused(stub.ResumeJob(bad)) is Reason.BAD_JOB
     for version in ("none", "../../etc"):
         promote = api.PromoteVersionRequest(version=version, label="stable")
-        assert await refused(stub.PromoteVersion(promote)) is Reason.UNKNOWN_VERSION
+        fault = await fault_from(stub.PromoteVersion(promote))
+        assert fault.reason is Reason.REGISTRY_REFUSED
+        assert "the registry has no version" in fault.text
+    listing = stub.ListJobs(api.ListJobsRequest(states=[99]))
+    assert (await fault_from(listing)).text == "there is no job state 99"
     roll_back = api.RollBackLabelRequest(label="stable")
     assert await refused(stub.RollBackLabel(roll_back)) is Reason.REGISTRY_REFUSED
+
+
+async def test_logs_that_would_hang_stop_nobody(service, tmp_path):
+    _, stub = await service()
+    pipe = tmp_path / "log.csv"
+    os.mkfifo(pipe)
+    calls = [refused(stub.SubmitJob(request(data=str(pipe)), timeout=60)) for _ in range(40)]
+    listing = stub.ListJobs(api.ListJobsRequest(), timeout=60)
+    told = set(await asyncio.gather(*calls))
+    assert Reason.BAD_JOB in told and told <= {Reason.BAD_JOB, Reason.UNCHECKED_JOB}
+    assert len((await listing).jobs) == 0
 
 
 async def test_while_redis_is_away_callers_are_told_and_nothing_is_queued(service, redis):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +15,13 @@ import pytest
 import torch
 
 from forward_ofa.checkpoint import CheckpointError, save_tensors
-from forward_ofa.config import FoundationConfig, MethodConfig, RunConfig, TrainingConfig
+from forward_ofa.config import (
+    MOST_SEED,
+    FoundationConfig,
+    MethodConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from forward_ofa.data import FilterConfig, SequenceDataset, generate_log, prepare
 from forward_ofa.evaluation import hit, ndcg, paired_interval, rank_of
 from forward_ofa.export import export_version, item_shards
@@ -28,7 +35,9 @@ from forward_ofa.runs import (
     run_config_from_json,
     train_run,
 )
-from forward_ofa.training import TrainingError, learning_rate
+from forward_ofa.systems import SYSTEMS
+from forward_ofa.tasks import ForwardOFATask
+from forward_ofa.training import TrainingError, fit, learning_rate
 from forward_ofa_device.backbones.contract import BackboneConfig
 from forward_ofa_device.bundle import read_bundle, read_shard
 from tests.support.logs import training_targets
@@ -140,6 +149,53 @@ def test_a_loss_that_explodes_stops_the_run(data, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="learning-rate"):
         train_run(data, config, tmp_path / "run", Recorder())
     assert not (tmp_path / "run" / "report.json").exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_its_step(data, monkeypatch) -> None:
+    """Also after the last step of all, when no loss follows that would tell."""
+    config = dataclasses.replace(TINY.training, epochs=1)
+    task = ForwardOFATask(data, TINY.method, config)
+    steps, _ = task.epoch(np.random.default_rng(0))
+    before = {}
+    made = 0
+
+    def loss(batch: Any, done: float) -> torch.Tensor:
+        nonlocal made
+        made += 1
+        found = ForwardOFATask.loss(task, batch, done)
+        if made < steps:
+            return found
+        before.update({name: value.clone() for name, value in task.system.state_dict().items()})
+        # Finite, with a gradient that is not: the root's slope at 0, times 0.
+        return found + 0 * torch.sqrt(0 * task.system.items.weight.sum())
+
+    monkeypatch.setattr(task, "loss", loss)
+    with pytest.raises(TrainingError, match="gradient's norm became nan in epoch 1"):
+        fit(task, Recorder())
+    assert made == steps
+    for name, value in task.system.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_setting_takes_what_is_not_finite(value: float) -> None:
+    kinds = [system.options for system in SYSTEMS.values() if system.options is not None]
+    configs = [TINY.method, TINY.training, TINY.foundation, *(kind() for kind in kinds)]
+    for config in configs:
+        for field in dataclasses.fields(config):
+            now = getattr(config, field.name)
+            if isinstance(now, float):
+                with pytest.raises(ValueError, match=f"{field.name} must be a finite number"):
+                    dataclasses.replace(config, **{field.name: value})
+            elif isinstance(now, tuple) and isinstance(now[0], float):
+                with pytest.raises(ValueError, match=f"{field.name} must be a finite number"):
+                    dataclasses.replace(config, **{field.name: (now[0], value)})
+
+
+@pytest.mark.parametrize("seed", [0, MOST_SEED])
+def test_every_allowed_seed_is_taken_by_numpy_and_torch(data, seed: int) -> None:
+    config = dataclasses.replace(TINY.training, epochs=1, batch_size=1000, seed=seed)
+    assert fit(ForwardOFATask(data, TINY.method, config), Recorder()).records
 
 
 def test_damaged_weights_are_refused(data, tmp_path: Path) -> None:

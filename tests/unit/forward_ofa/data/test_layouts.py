@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import socket
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from forward_ofa.data import ColumnNames, DataError, InteractionLog, read_log
+from forward_ofa.data import (
+    ColumnNames,
+    DataError,
+    InteractionLog,
+    load,
+    load_dataset,
+    read_log,
+)
 
 AMAZON = [
     ("A2HD75EMZR8QLN", "0700099867", 1341792000),
@@ -232,3 +241,36 @@ def test_quoted_records_are_not_cut_between_blocks(
     lines = path.read_text().splitlines()
     with pytest.raises(DataError, match=rf"line {len(lines) - 1}: .*quotes"):
         read_log(write(path, "\n".join(lines[:-1])))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_no_file_is_refused_unopened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "log.csv"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+    else:
+        path.symlink_to("/dev/zero")
+    for call in (
+        lambda: read_log(path),
+        lambda: load_dataset(str(path), tmp_path / "cache"),
+        lambda: load(str(path), tmp_path / "cache"),
+    ):
+        with pytest.raises(DataError, match=r"log.csv: neither a regular file nor a folder"):
+            call()
+
+
+def test_a_part_that_is_no_file_is_not_left_out(tmp_path: Path) -> None:
+    for name in ("part-1.csv", "part-2.csv"):
+        write(tmp_path / "log" / name, "user,item,time\n1,2,3\n")
+    os.mkfifo(tmp_path / "log" / "readme.txt.old")  # of no readable format
+    other = write(tmp_path / "elsewhere.csv", "user,item,time\n4,5,6\n")
+    third = tmp_path / "log" / "part-3.csv"
+    third.symlink_to(other)
+    assert len(read_log(tmp_path / "log")) == 3
+    third.unlink()
+    os.mkfifo(third)
+    with pytest.raises(DataError, match=r"part-3.csv: neither a regular file"):
+        read_log(tmp_path / "log")

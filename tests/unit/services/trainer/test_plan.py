@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -46,6 +47,27 @@ GOOD = JobParameters("synthetic", recipe="quick")
         ({"label": "canary", "publish": False}, "needs a version"),
         ({"data": "nowhere.csv"}, "neither a file or folder"),
         ({"data": "/nowhere/log.csv"}, "neither a file or folder"),
+        ({"data": ""}, "data is missing"),
+        ({"data": "/dev/zero"}, "neither a regular file nor a folder"),
+        ({"settings": {"training.seed": "-1"}}, "at most 4,294,967,295"),
+        ({"settings": {"training.seed": "9" * 20}}, "seed must be"),
+        ({"settings": {"training.seed": "9" * 400}}, "no value that fits"),
+        ({"settings": {"device_rec.seed": "-7"}}, "seed must be"),
+        ({"settings": {"foundation.training.seed": "-7"}}, "seed must be"),
+        ({"settings": {"training.epochs": "1000000000"}}, "at most 100,000"),
+        ({"settings": {"training.batch_size": "9" * 20}}, "at most 1,000,000"),
+        ({"settings": {"method.backbone.hidden": "1000000"}}, "at most 4,096"),
+        ({"settings": {"method.backbone.history": "1000000"}}, "at most 10,000"),
+        ({"settings": {"method.backbone.dilations": "1,1000000"}}, "from 1 to 10,000"),
+        ({"settings": {"method.extractor_history": "1000000000"}}, "at most 10,000"),
+        ({"settings": {"candidates": "0"}}, "candidates must be at least 1"),
+        ({"settings": {"candidates": "-5"}}, "candidates must be at least 1"),
+        ({"settings": {"candidates": "1000000000"}}, "at most 1,000,000"),
+        ({"settings": {"system": "device-rec"}}, "--system"),
+        ({"settings": {"options": "none"}}, "options.NAME"),
+        ({"settings": {"compare": "false"}}, "always trains DeviceRec"),
+        ({"gate": "\u0663%"}, "use off, a share"),
+        ({"device": "cuda:\u0663"}, "unknown device"),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_hint(tmp_path, changes, text):
@@ -62,6 +84,13 @@ def test_a_log_of_which_nothing_is_left_is_refused(tmp_path: Path):
     plan.check(job, 0, tmp_path)  # too large to be read now: the job itself will say it
     with pytest.raises(plan.BadParameters, match="user"):
         plan.check(replace(GOOD, data=str(log), log={"user_column": "who"}), 2**20, tmp_path)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path):
+    pipe = tmp_path / "log.csv"
+    os.mkfifo(pipe)
+    with pytest.raises(plan.BadParameters, match="pipe"):
+        plan.check(replace(GOOD, data=str(pipe)), 2**20, tmp_path)
 
 
 def test_settings_replace_the_recipes_values():
