@@ -32,7 +32,7 @@ class Mean:
     seeds: int
 
     def text(self, digits: int = 4) -> str:
-        if self.deviation is None:
+        if not self.deviation:  # one seed, or a figure that no seed changes
             return f"{self.value:.{digits}f}"
         return f"{self.value:.{digits}f} ± {self.deviation:.{digits}f}"
 
