@@ -43,11 +43,12 @@ def usage_figure(parts: Sequence[Part], results: Results, folder: Path) -> list[
     return lines
 
 
-def sweep_figure(parts: Sequence[Part], results: Results, folder: Path) -> list[str]:
-    """Figure 5: NDCG, Hit, FLOPs and Param over lambda."""
+def sweep_figure(parts: Sequence[Part], all_results: Results, folder: Path) -> list[str]:
+    """Figure 5: NDCG, Hit, FLOPs and Param over lambda, of the same seeds."""
     lines = ["## Figure 5: the compact constraint", "", *bullets(paper.notes("figure5"))]
     columns = {"ndcg": "NDCG@10", "hit": "Hit@10", "mflops": "MFLOPs", "mbit": "Mbit"}
     for part in parts:
+        results = all_results.alike(part)
         header = ["lambda", *columns.values(), "blocks"]
         rows = [
             [_lambda(row.title), *(results.text(row.cell, c) for c in (*columns, "kept"))]

@@ -73,6 +73,14 @@ class Results:
         deviation = statistics.stdev(values) if len(values) > 1 else None
         return Mean(statistics.fmean(values), deviation, len(values))
 
+    def alike(self, part: Part) -> Results:
+        """With the seeds alone that all rows of a part have which were run: a better seed is no
+        better system."""
+        ran = [{r.cell.seed for r in self.of(row.cell)} for row in part.rows]
+        shared = set.intersection(*filter(None, ran)) if any(ran) else set()
+        records = {n: r for n, r in self.records.items() if r.cell.seed in shared}
+        return dataclasses.replace(self, records=records)
+
     def text(self, cell: Cell, column: str, digits: int = 4) -> str:
         """As `mean`, or why there is nothing: a figure is never guessed."""
         found = self.mean(cell, column)

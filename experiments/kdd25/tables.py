@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import fmean
 
 from experiments.kdd25 import paper
 from experiments.kdd25.datasets import ALL
@@ -89,24 +88,24 @@ def _seeds(row: Row, results: Results) -> str:
 def _order_line(part: Part, results: Results) -> list[str]:
     """Systems from best to worst by NDCG, ours and the paper's, where three or more were run.
 
-    Over the seeds that all of them have: a better seed is no better system. A data set that the
-    paper does not have is compared with the paper's that is most like it.
+    Over the seeds that all of them have. A data set that the paper does not have is compared with
+    the paper's that is most like it.
     """
     like = ALL[part.dataset].like
     named = "the paper's" if part.dataset == like else f"the paper's on {ALL[like].title}"
-    found, theirs = {}, {}
+    results = results.alike(part)
+    ours, theirs, seeds = {}, {}, ""
     for row in part.rows:
-        ran = {r.cell.seed: float(r.figures["ndcg@10"]) for r in results.of(row.cell)}
+        mean = results.mean(row.cell, "ndcg")
         printed = paper.figure(part.table, part.backbone, like, row.key, "ndcg")
-        if ran and printed is not None:
-            found[row.title], theirs[row.title] = ran, printed.value
-    seeds = sorted(set.intersection(*map(set, found.values()))) if found else []
-    if len(found) < 3 or not seeds:
+        if mean is not None and printed is not None:
+            ours[row.title], theirs[row.title] = mean.value, printed.value
+            seeds = _seeds(row, results)
+    if len(ours) < 3:
         return []
-    ours = {title: fmean(ran[seed] for seed in seeds) for title, ran in found.items()}
     same, total = agreement(ours, theirs)
     return [
-        f"Order by NDCG@10 with seed {', '.join(map(str, seeds))}, ours: "
+        f"Order by NDCG@10 with seed {seeds}, ours: "
         f"{' > '.join(order(list(ours.items())))}; {named}: "
         f"{' > '.join(order(list(theirs.items())))}. {same} of {total} pairs in the same order.",
         "",
