@@ -54,7 +54,8 @@ def _part(part: Part, results: Results, footnotes: Footnotes) -> list[str]:
     for column in printed:
         header += ([f"{_HEADERS[column]}, paper"] if has_paper else []) + [_HEADERS[column]]
         header += ["MFLOPs, true"] if column == "mflops" else []
-    best = {column: _best(part.rows, results, column) for column in ("ndcg", "hit")}
+    alike = results.alike(part)
+    best = {column: _best(part.rows, alike, column) for column in ("ndcg", "hit")}
     rows = []
     for row in part.rows:
         why = results.failure(row.cell) if not results.of(row.cell) else ""
