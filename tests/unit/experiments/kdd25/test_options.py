@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,16 @@ def test_a_report_is_made_from_the_index_alone_and_the_exit_status_says_what_is_
     text = (tmp_path / "results" / "REPORT.md").read_text().split("## Table 2")[1]
     table = text.split("### MovieLens-1M, SASRec")[1].split("Order by")[0]
     assert "| +controller | 0.0946 | 0.1000 |" in table and "not run" not in table
+
+
+def test_the_committed_report_is_that_of_the_committed_index_and_todays_recipes(tmp_path, capsys):
+    committed = parse([]).results
+    (tmp_path / "results").mkdir()
+    shutil.copy(committed / "index.json", tmp_path / "results")
+    run(tmp_path, "--report-only")
+    assert "Left out" not in capsys.readouterr().out
+    made, there = (folder / "REPORT.md" for folder in (tmp_path / "results", committed))
+    assert made.read_text() == there.read_text(), 'make paper ARGS="--report-only"'
 
 
 def test_data_that_nobody_can_find_fails_that_cell_with_what_to_do(tmp_path, capsys, monkeypatch):
