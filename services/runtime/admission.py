@@ -51,7 +51,7 @@ class AdmissionSettings:
     """
 
     target_ms: float = 150.0
-    calm_concurrent: int = 80
+    calm_concurrent: int = 64
     max_waiting: int = 64
     max_unread_bytes: int = 512 * 2**20
     max_connection_seconds: float = 1800.0

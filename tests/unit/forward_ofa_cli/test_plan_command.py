@@ -54,7 +54,8 @@ def test_json_has_every_figure() -> None:
         (["--devices", "9", "--items", "0"], "--items is 0: use a number from 1"),
         (["--devices", "9", "--items", "1000000000000"], "--items is 1000000000000: use a number"),
         (["--devices", "9", "--id-bytes", "1000000000"], "a number from 1 to 512"),
-        (["--devices", "9", "--hidden", "1000000"], "--hidden is 1000000: use a number from 1 to"),
+        (["--devices", "9", "--hidden", "2000"], "--hidden is 2000: use a number from 1 to 1,024"),
+        (["--devices", "9", "--hidden", "1000000"], "hidden must be at most 4,096"),
         (
             ["--devices", "9", "--sessions-per-day", "1e308", "--requests-per-session", "1e308"],
             "--sessions-per-day is 1e+308: use a number from 0 to 100,000",
@@ -116,8 +117,9 @@ def test_a_published_version_gives_its_own_sizes(tmp_path: Path) -> None:
         ({"metrics": {"mean_kept_blocks": 99}}, "mean_kept_blocks is no number from 1 to"),
         ({"shards": 10**9}, "items-0003.safetensors (not in the manifest)"),
         ({"items": 299}, "not as many item ids"),
-        ({"backbone": {"hidden": 10**9}}, "the backbone is not that of its files"),
-        ({"backbone": {"history": 10**400}}, "the backbone is not that of its files"),
+        ({"backbone": {"hidden": 512}}, "the backbone is not that of its files"),
+        ({"backbone": {"hidden": 10**9}}, "manifest.json (hidden must be at most 4,096"),
+        ({"backbone": {"history": 10**400}}, "manifest.json (hidden must be at most 4,096"),
         ({"backbone": {"hidden": 8.0}}, "the backbone is not that of its files"),
     ],
 )
