@@ -56,7 +56,7 @@ class Stages:
         assert folder is not None
         task = stage.task(context)
         identity = self._identity(task)
-        source = self._source(stage, identity, base, stage.name != context.config.system)
+        source = self._source(stage, context, identity, base)
         weights, checkpoint = (folder / f"{stage.name}.{end}" for end in _ENDINGS)
         if source is None:
             outcome = _fitted(task, progress, checkpoint, self._device)
@@ -76,8 +76,7 @@ class Stages:
         task.system.to(self._device)  # a later stage's teacher may be tried with it
         identity = self._identity(task)
         try:
-            own = stage.name == context.config.system
-            done = self._source(stage, identity, base, not own) is not None
+            done = self._source(stage, context, identity, base) is not None
         except StageError:
             done = False  # said when the run is started
         share = 0.0
@@ -98,17 +97,20 @@ class Stages:
         parts = [run_identity(task), *self._identities]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def _source(self, stage: Stage, identity: str, base: Path | None, earlier: bool) -> Path | None:
+    def _source(
+        self, stage: Stage, context: Context, identity: str, base: Path | None
+    ) -> Path | None:
         """The folder that has this very stage, finished; None: it must be trained.
 
-        earlier: others come after it, so that a base without it is a mistake.
+        Raises StageError for a base without a stage that comes before the system's own.
         """
         for folder in (self._folder, base):
             if folder is None:
                 continue
             if _known(folder).get(stage.name, {}).get("identity") == identity:
                 return folder
-        if base is not None and earlier and stage.name in (FOUNDATION, DEVICE_REC):
+        earlier = stage.name in (FOUNDATION, DEVICE_REC) and stage.name != context.config.system
+        if base is not None and earlier:
             raise StageError(
                 f"{base} has no {stage.name} that was trained on the same data with the same "
                 "settings and seed: give the run's own data, recipe and options, or leave out "
