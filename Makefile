@@ -79,6 +79,10 @@ test: checks ## every check: lint, types, import rules, protos, tests (but the s
 test-all: checks ## as `make test`, with the slow tests
 	$(BIN)/pytest $(ARGS)
 
+.PHONY: test-failed
+test-failed: checks ## what failed in the last run, once more and alone
+	$(BIN)/pytest --last-failed --last-failed-no-failures none $(ARGS)
+
 .PHONY: checks
 checks: lint types imports protos-check ## what `make test` checks before it runs a test
 
