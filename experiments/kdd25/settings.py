@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.kdd25.cells import OPTION, STAGES, Cell
 from experiments.kdd25.results import Record, Records, read_index
-from forward_ofa.config import RunConfig, TrainingConfig
+from forward_ofa.config import MethodConfig, RunConfig, TrainingConfig
 from forward_ofa.recipes import recipe
 from forward_ofa.runs import run_config_from_json
 from forward_ofa.systems import options_of, system_named
@@ -64,12 +64,22 @@ def as_json(config: RunConfig) -> dict[str, Any]:
 
 
 def same(stored: dict[str, Any], config: RunConfig) -> bool:
-    """Whether what `as_json` wrote is this configuration. A setting that did not exist then has
-    its default; one that no longer exists makes it another."""
+    """Whether what `as_json` wrote is this configuration, as far as its system reads it. A setting
+    that did not exist then has its default; one that no longer exists makes it another."""
     try:
-        return run_config_from_json(stored) == config
+        return _as_read(run_config_from_json(stored)) == _as_read(config)
     except (KeyError, TypeError, ValueError):
         return False
+
+
+def _as_read(config: RunConfig) -> RunConfig:
+    """With defaults for what its system does not read: DeviceRec's cell stays what it is when the
+    controller's settings change."""
+    reads = (*system_named(config.system).reads, "backbone", "dropout")
+    unread: dict[str, Any] = {
+        f.name: f.default for f in fields(MethodConfig) if f.name not in reads
+    }
+    return replace(config, method=replace(config.method, **unread))
 
 
 def finished(index: Path, quick: bool = False) -> Records:
