@@ -13,10 +13,11 @@ from pathlib import Path
 
 from deploy.check.ladder import Absent
 
-# What containers in a container and CI machines without systemd need.
+# What containers in a container and CI machines without systemd need. Soft and hard limits are
+# equal: `podman play kube` raises the soft one above the other else, and no pod starts.
 _CONFIG = """
 [containers]
-default_ulimits = ["nofile=1024:4096", "nproc=4096:4096"]
+default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 log_driver = "k8s-file"
 [engine]
 cgroup_manager = "cgroupfs"
