@@ -45,7 +45,7 @@ class MapperOnly(ForwardOFA):
         """E' alone."""
         return (self.mapper.extractor,)
 
-    def adapt(self, batch: Batch) -> Adaptation:
+    def adapt(self, batch: Batch, whole: bool = True) -> Adaptation:
         """All blocks; h from behaviour alone. logits: zeros, they stand for no choice."""
         history = self.items(batch.history)
         none = history.new_zeros(len(history), self.backbone.config.blocks)
@@ -60,11 +60,11 @@ class MapperOnly(ForwardOFA):
 class WithoutStructuralVector(ForwardOFA):
     """Forward-OFA whose E' starts from zeros: parameters that do not know their structure."""
 
-    def adapt(self, batch: Batch) -> Adaptation:
+    def adapt(self, batch: Batch, whole: bool = False) -> Adaptation:
         """As Forward-OFA's, but for h."""
         history = self.items(batch.history)
         logits = self.controller(history, batch.lengths)
-        gates, _ = self.structure(logits)
+        gates, _ = self.structure(logits, whole)
         nothing = torch.zeros_like(logits)
         return Adaptation(logits, gates, self.mapper.interest(history, batch.lengths, nothing))
 
@@ -83,9 +83,14 @@ class ControllerOnly(DeviceRec):
         """Items that E reads, at most."""
         return self.config.extractor_history
 
-    def choose(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits and gates, each [B, L]: drawn in training, argmax in evaluation."""
+    def choose(self, batch: Batch, whole: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits and gates, each [B, L]: drawn in training, argmax in evaluation.
+
+        whole: keep all blocks, whatever the logits say.
+        """
         logits: Tensor = self.controller(self.items(batch.history), batch.lengths)
+        if whole:
+            return logits, torch.ones_like(logits)
         if not self.training:
             return logits, choose_paths(logits).to(logits.dtype)
         config = self.config

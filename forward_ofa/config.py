@@ -43,6 +43,8 @@ class MethodConfig:
     temperature: tau of Eq. 4. compact_weight: lambda of Eq. 12.
     compact_warmup: share of training over which lambda grows from 0; at full
         strength from the first step it empties the structure before it is learned.
+    structure_from: share of training before which every network has all blocks and lambda is 0,
+        so that the mapper learns first; `compact_warmup` begins there.
     keep_bias: first logit of every block.
     spread: how far generated matrices lie around their base at first (see structure_mapper).
     bases: 0, the paper's hypernetworks; r > 0, hypernetworks that mix r shared networks a block
@@ -57,6 +59,7 @@ class MethodConfig:
     temperature: float = 5.0
     compact_weight: float = 0.005
     compact_warmup: float = 0.3
+    structure_from: float = 0.0
     keep_bias: float = 2.0
     spread: float = 0.3
     bases: int = 0
@@ -73,10 +76,10 @@ class MethodConfig:
             )
         if self.temperature <= 0:
             raise ValueError("temperature must be positive")
-        for name in ("compact_weight", "compact_warmup", "spread", "retrieval_weight"):
+        for name in ("compact_weight", "spread", "retrieval_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative")
-        for name in ("cut_probability", "dropout", "compact_warmup"):
+        for name in ("cut_probability", "dropout", "compact_warmup", "structure_from"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and less than 1")
 

@@ -105,15 +105,20 @@ class ForwardOFA(RankingSystem):
         """The backbone's shared parameters under their own names."""
         return {s.name: self.shared[_key(s.name)] for s in self.backbone.shared_parameters()}
 
-    def adapt(self, batch: Batch) -> Adaptation:
-        """The device's part: path and interest. Samples in training, argmax in evaluation."""
+    def adapt(self, batch: Batch, whole: bool = False) -> Adaptation:
+        """The device's part: path and interest. Samples in training, argmax in evaluation.
+
+        whole: keep all blocks, whatever the logits say.
+        """
         history = self.items(batch.history)
         logits = self.controller(history, batch.lengths)
-        gates, seen = self.structure(logits)
+        gates, seen = self.structure(logits, whole)
         return Adaptation(logits, gates, self.mapper.interest(history, batch.lengths, seen))
 
-    def structure(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def structure(self, logits: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
         """Gates [B, L], and the logits [B, L] that E' sees: cut ones in training."""
+        if whole:
+            return torch.ones_like(logits), logits
         if not self.training:
             return choose_paths(logits).to(logits.dtype), logits
         return draw_structure(logits, self.config.temperature, self.config.cut_probability)

@@ -94,8 +94,11 @@ def _method_lines(config: RunConfig, reads: tuple[str, ...]) -> list[str]:
             f"({_form(method)} hypernetworks) spread by {method.spread:g} at first"
         )
     if "compact_weight" in reads:
+        late = method.structure_from
+        first = f"all blocks for the first {late:.0%} of training, then " if late else ""
         lines.append(
-            f"structure: lambda {method.compact_weight:g}, grown over {method.compact_warmup:.0%}; "
+            f"structure: {first}lambda {method.compact_weight:g}, grown over "
+            f"{method.compact_warmup:.0%}; "
             f"tau {method.temperature:g}, first logit {method.keep_bias:g}, budget cuts drawn for "
             f"{method.cut_probability:g} of devices"
         )

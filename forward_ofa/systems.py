@@ -56,7 +56,10 @@ FORWARD_OFA = "forward-ofa"
 GEM_SEARCH = "rare-gem-search"
 SUPERNET = "litepred-supernet"
 
-_CHOICE = ("temperature", "compact_weight", "compact_warmup", "keep_bias", "cut_probability")
+_CHOICE = (
+    "temperature", "compact_weight", "compact_warmup", "structure_from", "keep_bias",
+    "cut_probability",
+)  # fmt: skip
 _STRUCTURE = ("extractor_history", *_CHOICE)
 _METHOD = tuple(
     field.name for field in fields(MethodConfig) if field.name not in ("backbone", "dropout")

@@ -191,7 +191,7 @@ class ForwardOFATask(NetworkTask):
 
     def loss(self, batch: Batch, done: float) -> Tensor:
         method, system = self.method, self.system
-        adaptation = system.adapt(batch)
+        adaptation = system.adapt(batch, whole=done < method.structure_from)
         vectors = system.vectors(batch, adaptation)
         items = system.items.weight
         loss = next_item_loss(vectors, items, batch.targets)
@@ -230,7 +230,7 @@ class ControllerOnlyTask(NetworkTask):
         }
 
     def loss(self, batch: Batch, done: float) -> Tensor:
-        logits, gates = self.system.choose(batch)
+        logits, gates = self.system.choose(batch, whole=done < self.method.structure_from)
         vectors = self.system.vectors(batch, gates)
         loss = next_item_loss(vectors, self.system.items.weight, batch.targets)
         return loss + _compact_strength(self.method, done) * compact_loss(logits)
@@ -238,7 +238,10 @@ class ControllerOnlyTask(NetworkTask):
 
 def _compact_strength(method: MethodConfig, done: float) -> float:
     """lambda after this share of training."""
-    grown = min(1.0, done / method.compact_warmup) if method.compact_warmup else 1.0
+    since = done - method.structure_from
+    if since < 0:
+        return 0.0
+    grown = min(1.0, since / method.compact_warmup) if method.compact_warmup else 1.0
     return method.compact_weight * grown
 
 

@@ -29,7 +29,7 @@ from forward_ofa.model import Batch, ForwardOFA
 from forward_ofa.recipes import recipe
 from forward_ofa.runs import RunError, estimate_seconds, evaluate_run, load_run, train_run
 from forward_ofa.systems import SYSTEMS, Context, options_of, system_named
-from forward_ofa.tasks import ControllerOnlyTask
+from forward_ofa.tasks import ControllerOnlyTask, ForwardOFATask
 from forward_ofa.training import run_identity
 from forward_ofa_device.backbones.contract import BackboneConfig
 
@@ -259,6 +259,25 @@ def test_controller_only_learns_a_path_through_shared_blocks(data) -> None:
     task.loss(batch, 1.0).backward()
     for part in (task.system.controller.head.weight, task.system.blocks[0][0]):
         assert torch.isfinite(part.grad).all() and part.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", [ForwardOFATask, ControllerOnlyTask])
+def test_the_structure_may_be_learned_after_the_rest(kind, data) -> None:
+    method = dataclasses.replace(
+        METHOD, structure_from=0.5, keep_bias=0.0, compact_weight=1.0, compact_warmup=0.0,
+        dropout=0.0,
+    )  # fmt: skip
+    task = kind(data, method, TrainingConfig(epochs=1))
+    task.system.train()
+    batch = training_batch(data)
+
+    def losses(done: float) -> set[float]:
+        return {task.loss(batch, done).item() for _ in range(5)}
+
+    before, after = losses(0.49), losses(0.5)
+    assert len(before) == 1, "all blocks are kept, none is drawn"
+    # With lambda 1 and logits of 0: the softplus of each block's logit.
+    assert len(after) == 5 and min(after) > max(before) + 2
 
 
 @pytest.mark.parametrize("how", ["random", "first", "last"])
