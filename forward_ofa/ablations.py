@@ -25,10 +25,11 @@ from forward_ofa.cost import ModuleCost, block_costs, extractor_cost, structure_
 from forward_ofa.model import Adaptation, Batch, ForwardOFA
 from forward_ofa.ranking import Networks, RankingSystem
 from forward_ofa.structure_controller import (
+    Phase,
     SequenceExtractor,
     StructureController,
     choose_paths,
-    draw_structure,
+    training_structure,
 )
 
 BLOCKS = ("random", "first", "last")
@@ -45,7 +46,7 @@ class MapperOnly(ForwardOFA):
         """E' alone."""
         return (self.mapper.extractor,)
 
-    def adapt(self, batch: Batch, whole: bool = True) -> Adaptation:
+    def adapt(self, batch: Batch, phase: Phase = Phase.WHOLE) -> Adaptation:
         """All blocks; h from behaviour alone. logits: zeros, they stand for no choice."""
         history = self.items(batch.history)
         none = history.new_zeros(len(history), self.backbone.config.blocks)
@@ -60,11 +61,11 @@ class MapperOnly(ForwardOFA):
 class WithoutStructuralVector(ForwardOFA):
     """Forward-OFA whose E' starts from zeros: parameters that do not know their structure."""
 
-    def adapt(self, batch: Batch, whole: bool = False) -> Adaptation:
+    def adapt(self, batch: Batch, phase: Phase = Phase.DRAWN) -> Adaptation:
         """As Forward-OFA's, but for h."""
         history = self.items(batch.history)
         logits = self.controller(history, batch.lengths)
-        gates, _ = self.structure(logits, whole)
+        gates, _ = self.structure(logits, phase)
         nothing = torch.zeros_like(logits)
         return Adaptation(logits, gates, self.mapper.interest(history, batch.lengths, nothing))
 
@@ -83,18 +84,14 @@ class ControllerOnly(DeviceRec):
         """Items that E reads, at most."""
         return self.config.extractor_history
 
-    def choose(self, batch: Batch, whole: bool = False) -> tuple[Tensor, Tensor]:
-        """Logits and gates, each [B, L]: drawn in training, argmax in evaluation.
-
-        whole: keep all blocks, whatever the logits say.
-        """
+    def choose(self, batch: Batch, phase: Phase = Phase.DRAWN) -> tuple[Tensor, Tensor]:
+        """Logits and gates, each [B, L]. phase: of training; evaluation chooses."""
         logits: Tensor = self.controller(self.items(batch.history), batch.lengths)
-        if whole:
-            return logits, torch.ones_like(logits)
         if not self.training:
             return logits, choose_paths(logits).to(logits.dtype)
         config = self.config
-        return logits, draw_structure(logits, config.temperature, config.cut_probability)[0]
+        gates, _ = training_structure(logits, phase, config.temperature, config.cut_probability)
+        return logits, gates
 
     def vectors(self, batch: Batch, gates: Tensor | None = None) -> Tensor:
         """Outputs [B, M, D] for all windows. gates [B, L]: from `choose`; None: it is asked."""

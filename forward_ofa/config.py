@@ -43,8 +43,9 @@ class MethodConfig:
     temperature: tau of Eq. 4. compact_weight: lambda of Eq. 12.
     compact_warmup: share of training over which lambda grows from 0; at full
         strength from the first step it empties the structure before it is learned.
-    structure_from: share of training before which every network has all blocks and lambda is 0,
-        so that the mapper learns first; `compact_warmup` begins there.
+    structure_from, structure_until: shares of training between which the structure is learned:
+        drawn, with lambda, whose `compact_warmup` begins there. Before, every network has all
+        blocks; after, the blocks that the controller chooses, as on the device.
     keep_bias: first logit of every block.
     spread: how far generated matrices lie around their base at first (see structure_mapper).
     bases: 0, the paper's hypernetworks; r > 0, hypernetworks that mix r shared networks a block
@@ -60,6 +61,7 @@ class MethodConfig:
     compact_weight: float = 0.005
     compact_warmup: float = 0.3
     structure_from: float = 0.0
+    structure_until: float = 1.0
     keep_bias: float = 2.0
     spread: float = 0.3
     bases: int = 0
@@ -82,6 +84,8 @@ class MethodConfig:
         for name in ("cut_probability", "dropout", "compact_warmup", "structure_from"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and less than 1")
+        if not self.structure_from < self.structure_until <= 1:
+            raise ValueError("structure_until must be more than structure_from and at most 1")
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from forward_ofa.cost import ModuleCost, block_costs, device_modules_cost
 from forward_ofa.ops import TorchOps
 from forward_ofa.ranking import Networks, RankingSystem
 from forward_ofa.structure_controller import (
+    Phase,
     SequenceExtractor,
     StructureController,
     choose_paths,
-    draw_structure,
+    training_structure,
 )
 from forward_ofa.structure_mapper import BlockHypernetwork, StructureMapper, initialise
 from forward_ofa_device.backbones import build
@@ -105,23 +106,19 @@ class ForwardOFA(RankingSystem):
         """The backbone's shared parameters under their own names."""
         return {s.name: self.shared[_key(s.name)] for s in self.backbone.shared_parameters()}
 
-    def adapt(self, batch: Batch, whole: bool = False) -> Adaptation:
-        """The device's part: path and interest. Samples in training, argmax in evaluation.
-
-        whole: keep all blocks, whatever the logits say.
-        """
+    def adapt(self, batch: Batch, phase: Phase = Phase.DRAWN) -> Adaptation:
+        """The device's part: path and interest. phase: of training; evaluation chooses."""
         history = self.items(batch.history)
         logits = self.controller(history, batch.lengths)
-        gates, seen = self.structure(logits, whole)
+        gates, seen = self.structure(logits, phase)
         return Adaptation(logits, gates, self.mapper.interest(history, batch.lengths, seen))
 
-    def structure(self, logits: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
+    def structure(self, logits: Tensor, phase: Phase) -> tuple[Tensor, Tensor]:
         """Gates [B, L], and the logits [B, L] that E' sees: cut ones in training."""
-        if whole:
-            return torch.ones_like(logits), logits
         if not self.training:
             return choose_paths(logits).to(logits.dtype), logits
-        return draw_structure(logits, self.config.temperature, self.config.cut_probability)
+        config = self.config
+        return training_structure(logits, phase, config.temperature, config.cut_probability)
 
     def networks(self, batch: Batch) -> Networks:
         """Outputs of the generated networks, which blocks they have, what they cost."""

@@ -94,10 +94,10 @@ def _method_lines(config: RunConfig, reads: tuple[str, ...]) -> list[str]:
             f"({_form(method)} hypernetworks) spread by {method.spread:g} at first"
         )
     if "compact_weight" in reads:
-        late = method.structure_from
-        first = f"all blocks for the first {late:.0%} of training, then " if late else ""
+        first, last = method.structure_from, method.structure_until
+        between = "" if (first, last) == (0, 1) else f"from {first:.0%} to {last:.0%} of training, "
         lines.append(
-            f"structure: {first}lambda {method.compact_weight:g}, grown over "
+            f"structure: {between}lambda {method.compact_weight:g}, grown over "
             f"{method.compact_warmup:.0%}; "
             f"tau {method.temperature:g}, first logit {method.keep_bias:g}, budget cuts drawn for "
             f"{method.cut_probability:g} of devices"

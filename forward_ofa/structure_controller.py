@@ -12,6 +12,8 @@ starts with a bias towards keeping, so that training begins with all blocks.
 
 from __future__ import annotations
 
+import enum
+
 import torch
 from torch import Tensor, nn
 
@@ -94,9 +96,24 @@ def apply_cuts(logits: Tensor, cuts: Tensor) -> Tensor:
     return torch.where(cuts & (logits >= 0), torch.full_like(logits, SKIP_LOGIT), logits)
 
 
-def draw_structure(
-    logits: Tensor, temperature: float, cut_probability: float
+class Phase(enum.Enum):
+    """Where training stands with the structure. WHOLE: all blocks, the rest learns. DRAWN: gates
+    are sampled, the structure is learned. CHOSEN: gates as on the device, the rest learns on."""
+
+    WHOLE = enum.auto()
+    DRAWN = enum.auto()
+    CHOSEN = enum.auto()
+
+
+def training_structure(
+    logits: Tensor, phase: Phase, temperature: float, cut_probability: float
 ) -> tuple[Tensor, Tensor]:
     """Training's structure: (gates [B, L], logits as E' must see them [B, L])."""
+    if phase is Phase.WHOLE:
+        return torch.ones_like(logits), logits
     cuts = draw_cuts(logits, cut_probability)
-    return sample_gates(logits, temperature) * ~cuts, apply_cuts(logits, cuts)
+    if phase is Phase.CHOSEN:
+        gates = choose_paths(logits).to(logits.dtype)
+    else:
+        gates = sample_gates(logits, temperature)
+    return gates * ~cuts, apply_cuts(logits, cuts)

@@ -57,8 +57,8 @@ GEM_SEARCH = "rare-gem-search"
 SUPERNET = "litepred-supernet"
 
 _CHOICE = (
-    "temperature", "compact_weight", "compact_warmup", "structure_from", "keep_bias",
-    "cut_probability",
+    "temperature", "compact_weight", "compact_warmup", "structure_from", "structure_until",
+    "keep_bias", "cut_probability",
 )  # fmt: skip
 _STRUCTURE = ("extractor_history", *_CHOICE)
 _METHOD = tuple(

@@ -22,6 +22,7 @@ from forward_ofa.foundation import Foundation, piece_counts, sequence_batches
 from forward_ofa.model import Batch, ForwardOFA
 from forward_ofa.objectives import compact_loss, next_item_loss, retrieval_loss
 from forward_ofa.ranking import RankingSystem
+from forward_ofa.structure_controller import Phase
 
 
 class Movable(Protocol):
@@ -191,7 +192,7 @@ class ForwardOFATask(NetworkTask):
 
     def loss(self, batch: Batch, done: float) -> Tensor:
         method, system = self.method, self.system
-        adaptation = system.adapt(batch, whole=done < method.structure_from)
+        adaptation = system.adapt(batch, _phase(method, done))
         vectors = system.vectors(batch, adaptation)
         items = system.items.weight
         loss = next_item_loss(vectors, items, batch.targets)
@@ -230,17 +231,24 @@ class ControllerOnlyTask(NetworkTask):
         }
 
     def loss(self, batch: Batch, done: float) -> Tensor:
-        logits, gates = self.system.choose(batch, whole=done < self.method.structure_from)
+        logits, gates = self.system.choose(batch, _phase(self.method, done))
         vectors = self.system.vectors(batch, gates)
         loss = next_item_loss(vectors, self.system.items.weight, batch.targets)
         return loss + _compact_strength(self.method, done) * compact_loss(logits)
 
 
+def _phase(method: MethodConfig, done: float) -> Phase:
+    """Of the structure after this share of training."""
+    if done < method.structure_from:
+        return Phase.WHOLE
+    return Phase.DRAWN if done < method.structure_until else Phase.CHOSEN
+
+
 def _compact_strength(method: MethodConfig, done: float) -> float:
     """lambda after this share of training."""
-    since = done - method.structure_from
-    if since < 0:
+    if _phase(method, done) is not Phase.DRAWN:
         return 0.0
+    since = done - method.structure_from
     grown = min(1.0, since / method.compact_warmup) if method.compact_warmup else 1.0
     return method.compact_weight * grown
 

@@ -51,6 +51,7 @@ VARIANTS: tuple[tuple[str, str, tuple[Override, ...]], ...] = (
     ("extractors read 200 items", "forward-ofa", (("extractor_history", 200),)),
     ("no drawn budgets", "forward-ofa", (("cut_probability", 0.0),)),
     ("lambda 0.0007", "forward-ofa", (("compact_weight", 0.0007),)),
+    ("structure learned in the first half", "forward-ofa", (("structure_until", 0.5),)),
 )
 """What `variants` shows beside the default recipe: title, system, overrides."""
 

@@ -28,6 +28,7 @@ from forward_ofa.evaluation import evaluate
 from forward_ofa.model import Batch, ForwardOFA
 from forward_ofa.recipes import recipe
 from forward_ofa.runs import RunError, estimate_seconds, evaluate_run, load_run, train_run
+from forward_ofa.structure_controller import Phase
 from forward_ofa.systems import SYSTEMS, Context, options_of, system_named
 from forward_ofa.tasks import ControllerOnlyTask, ForwardOFATask
 from forward_ofa.training import run_identity
@@ -256,16 +257,16 @@ def test_controller_only_learns_a_path_through_shared_blocks(data) -> None:
     assert networks.costs.paper_flops.tolist() == expected
     task = ControllerOnlyTask(data, METHOD, TrainingConfig(epochs=1))
     task.system.train()
-    task.loss(batch, 1.0).backward()
+    task.loss(batch, 0.9).backward()
     for part in (task.system.controller.head.weight, task.system.blocks[0][0]):
         assert torch.isfinite(part.grad).all() and part.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("kind", [ForwardOFATask, ControllerOnlyTask])
-def test_the_structure_may_be_learned_after_the_rest(kind, data) -> None:
+def test_the_structure_is_learned_in_its_part_of_training(kind, data) -> None:
     method = dataclasses.replace(
-        METHOD, structure_from=0.5, keep_bias=0.0, compact_weight=1.0, compact_warmup=0.0,
-        dropout=0.0,
+        METHOD, structure_from=0.5, structure_until=0.75, keep_bias=0.0, compact_weight=1.0,
+        compact_warmup=0.0, dropout=0.0,
     )  # fmt: skip
     task = kind(data, method, TrainingConfig(epochs=1))
     task.system.train()
@@ -274,10 +275,26 @@ def test_the_structure_may_be_learned_after_the_rest(kind, data) -> None:
     def losses(done: float) -> set[float]:
         return {task.loss(batch, done).item() for _ in range(5)}
 
-    before, after = losses(0.49), losses(0.5)
-    assert len(before) == 1, "all blocks are kept, none is drawn"
+    before, within, after = losses(0.49), losses(0.5), losses(0.75)
+    assert len(before) == len(after) == 1, "nothing is drawn"
     # With lambda 1 and logits of 0: the softplus of each block's logit.
-    assert len(after) == 5 and min(after) > max(before) + 2
+    assert len(within) == 5 and min(within) > max(before | after) + 2
+
+
+def test_a_chosen_structure_in_training_is_the_devices_but_for_cuts(data) -> None:
+    system = varied(ForwardOFA, data)
+    batch = training_batch(data)
+    device = system.adapt(batch)
+    assert 0 < device.gates.mean() < 1
+    system.train()
+    trained = system.adapt(batch, Phase.CHOSEN)
+    assert torch.equal(trained.gates, device.gates)
+    torch.testing.assert_close(trained.interest, device.interest)
+    system.config = dataclasses.replace(system.config, cut_probability=0.99)
+    cut = system.adapt(batch, Phase.CHOSEN).gates
+    assert (
+        (cut <= device.gates).all() and (cut.sum(1) >= 1).all() and cut.sum() < trained.gates.sum()
+    )
 
 
 @pytest.mark.parametrize("how", ["random", "first", "last"])
