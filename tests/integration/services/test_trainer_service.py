@@ -247,6 +247,9 @@ def test_a_killed_embedded_redis_is_started_again_and_one_left_alone_is_taken_ov
     other.start()
     assert other.running() and other._process is None
     other.stop()
+    assert not other.running()
+    # Its connections and sockets are closed a moment before the process has ended.
+    assert redis._process.wait(20) == 0
     assert not redis.running()
     client.close()
 
