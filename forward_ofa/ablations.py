@@ -64,7 +64,7 @@ class WithoutStructuralVector(ForwardOFA):
     def adapt(self, batch: Batch, phase: Phase = Phase.DRAWN) -> Adaptation:
         """As Forward-OFA's, but for h."""
         history = self.items(batch.history)
-        logits = self.controller(history, batch.lengths)
+        logits = self.controller(history, batch.lengths, phase)
         gates, _ = self.structure(logits, phase)
         nothing = torch.zeros_like(logits)
         return Adaptation(logits, gates, self.mapper.interest(history, batch.lengths, nothing))
@@ -86,7 +86,7 @@ class ControllerOnly(DeviceRec):
 
     def choose(self, batch: Batch, phase: Phase = Phase.DRAWN) -> tuple[Tensor, Tensor]:
         """Logits and gates, each [B, L]. phase: of training; evaluation chooses."""
-        logits: Tensor = self.controller(self.items(batch.history), batch.lengths)
+        logits: Tensor = self.controller(self.items(batch.history), batch.lengths, phase)
         if not self.training:
             return logits, choose_paths(logits).to(logits.dtype)
         config = self.config
@@ -112,8 +112,8 @@ class ControllerOnly(DeviceRec):
 class ReplacedBlocks(RankingSystem):
     """A trained Forward-OFA whose devices run as many blocks as it chose, but others.
 
-    blocks: "random", "first" or "last". Random ones are drawn by `seed`, user after user, so that
-    an evaluation gives the same figures whenever it is run from its first user on.
+    blocks: "random", "first" or "last". Random ones are drawn by `seed`, user after user; each
+    evaluation takes an object of its own, since the next one's draws go on where it ended.
     Raises ValueError for another word.
     """
 

@@ -45,7 +45,8 @@ class MethodConfig:
         strength from the first step it empties the structure before it is learned.
     structure_from, structure_until: shares of training between which the structure is learned:
         drawn, with lambda, whose `compact_warmup` begins there. Before, every network has all
-        blocks; after, the blocks that the controller chooses, as on the device.
+        blocks; after, the blocks that the controller chooses, as on the device. Outside of it
+        the controller does not learn.
     keep_bias: first logit of every block.
     spread: how far generated matrices lie around their base at first (see structure_mapper).
     bases: 0, the paper's hypernetworks; r > 0, hypernetworks that mix r shared networks a block

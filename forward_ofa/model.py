@@ -109,7 +109,7 @@ class ForwardOFA(RankingSystem):
     def adapt(self, batch: Batch, phase: Phase = Phase.DRAWN) -> Adaptation:
         """The device's part: path and interest. phase: of training; evaluation chooses."""
         history = self.items(batch.history)
-        logits = self.controller(history, batch.lengths)
+        logits = self.controller(history, batch.lengths, phase)
         gates, seen = self.structure(logits, phase)
         return Adaptation(logits, gates, self.mapper.interest(history, batch.lengths, seen))
 

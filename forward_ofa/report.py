@@ -70,10 +70,10 @@ def protocol(data: SequenceDataset, config: RunConfig) -> list[str]:
             f"{name} {_plain(value)}" for name, value in vars(config.options).items()
         )
         lines.append(f"{system.title}: {values}")
-    if system.own_steps:
+    if system.own_steps and config.system != DEVICE_REC:
         start = ", started from the trained DeviceRec" if config.warm_start else ""
         lines.append(f"{system.title}: {_training(config.training)}{start}")
-    if config.system != DEVICE_REC and any(s.name == DEVICE_REC for s in system.stages(config)):
+    if any(stage.name == DEVICE_REC for stage in system.stages(config)):
         lines.append(f"DeviceRec: {_training(config.device_rec)}")
     return lines
 

@@ -21,9 +21,6 @@ from forward_ofa.evaluation import evaluate
 from forward_ofa.model import ForwardOFA
 from forward_ofa_device.backbones.contract import BackboneConfig
 
-_CANDIDATES = 1
-"""Retrieval is not looked at here."""
-
 
 @torch.no_grad()
 def restore_system(version: Path) -> tuple[ForwardOFA, list[str]]:
@@ -66,7 +63,7 @@ def validation_ranks(
     item_ids: external id of the system's item i at i - 1.
     """
     if list(item_ids) == list(data.item_ids):
-        return evaluate(system, data, "validation", _CANDIDATES).ranks
+        return evaluate(system, data, "validation").ranks
     row = {item: index for index, item in enumerate(item_ids, start=1)}
     known = np.array([0, *(row.get(item, 0) for item in data.item_ids)], dtype=np.int32)
     users, ends = data.held_out("validation")
@@ -90,7 +87,7 @@ def validation_ranks(
             user_ids=[data.user_ids[users[index]] for index in found],
             item_ids=list(item_ids),
         )
-        ranks[found] = evaluate(system, seen, "validation", _CANDIDATES).ranks
+        ranks[found] = evaluate(system, seen, "validation").ranks
     return ranks
 
 

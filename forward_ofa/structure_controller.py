@@ -38,8 +38,21 @@ class SequenceExtractor(nn.Module):
         return final
 
 
+class Phase(enum.Enum):
+    """Where training stands with the structure. WHOLE: all blocks. DRAWN: gates are sampled, the
+    structure is learned. CHOSEN: gates as on the device. In WHOLE and CHOSEN the rest learns, and
+    E and H rest; what they say still moves a little, with the item embeddings they read."""
+
+    WHOLE = enum.auto()
+    DRAWN = enum.auto()
+    CHOSEN = enum.auto()
+
+
 class StructureController(nn.Module):
-    """E and H of Eq. 7: history [B, N, D], lengths [B] -> logits [B, L]."""
+    """E and H of Eq. 7: history [B, N, D], lengths [B] -> logits [B, L].
+
+    phase: of training; nothing flows back but while the structure is learned.
+    """
 
     def __init__(self, hidden: int, blocks: int, keep_bias: float) -> None:
         super().__init__()
@@ -48,9 +61,9 @@ class StructureController(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.constant_(self.head.bias, keep_bias)
 
-    def forward(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, lengths: Tensor, phase: Phase = Phase.DRAWN) -> Tensor:
         logits: Tensor = self.head(self.extractor(embeddings, lengths))
-        return logits
+        return logits if phase is Phase.DRAWN else logits.detach()
 
 
 def sample_gates(logits: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
@@ -94,15 +107,6 @@ def draw_cuts(logits: Tensor, probability: float) -> Tensor:
 def apply_cuts(logits: Tensor, cuts: Tensor) -> Tensor:
     """Logits [B, L] as E' must see them: SKIP_LOGIT where a kept block is cut."""
     return torch.where(cuts & (logits >= 0), torch.full_like(logits, SKIP_LOGIT), logits)
-
-
-class Phase(enum.Enum):
-    """Where training stands with the structure. WHOLE: all blocks, the rest learns. DRAWN: gates
-    are sampled, the structure is learned. CHOSEN: gates as on the device, the rest learns on."""
-
-    WHOLE = enum.auto()
-    DRAWN = enum.auto()
-    CHOSEN = enum.auto()
 
 
 def training_structure(

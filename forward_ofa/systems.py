@@ -134,6 +134,7 @@ class System:
     needs_device_rec: DeviceRec is trained first, whatever the recipe says.
     reads: what of `MethodConfig`, backbone and dropout apart, it reads.
     own_steps: it is trained in steps; else all that it reads of `RunConfig.training` is the seed.
+        DeviceRec's are those of `RunConfig.device_rec`.
     adapt: turns a recipe made for Forward-OFA into one for this system.
     costs: of one device's network ([1] arrays) by its settings alone; the dearest that there can
         be, where devices have different ones.
@@ -151,6 +152,15 @@ class System:
     own_steps: bool = True
     adapt: Callable[[RunConfig], RunConfig] = _as_device_rec
     costs: Callable[[RunConfig], Costs] = _dense_costs
+
+    def uses(self, setting: str) -> bool:
+        """Whether it reads a field of `RunConfig`, named like "method.bases", "training.seed"."""
+        stage, _, name = setting.partition(".")
+        if stage == "method":
+            return name in (*self.reads, "dropout") or name.startswith("backbone")
+        if stage == "training":
+            return self.name != DEVICE_REC and (self.own_steps or name == "seed")
+        return True
 
     def stages(self, config: RunConfig) -> list[Stage]:
         """What is trained, in order; the last is the system itself."""

@@ -65,14 +65,6 @@ class Outcome:
 
     records: list[dict[str, Any]]
 
-    @property
-    def best(self) -> dict[str, Any]:
-        return max(self.records, key=lambda record: record["ndcg@10"])
-
-    @property
-    def seconds(self) -> float:
-        return float(sum(record["seconds"] for record in self.records))
-
 
 def fit(
     task: Task[Example], progress: Progress, checkpoint: Path | None = None, device: str = "cpu"

@@ -323,7 +323,6 @@ def overridden(config: RunConfig, given: Overrides) -> RunConfig:
         device_rec = replace(config.device_rec, **_chosen(given.device_rec))
         if config.system == "device-rec":  # one training, whichever option named it
             device_rec = replace(device_rec, **_chosen(given.training))
-            training = device_rec
         backbone = replace(config.method.backbone, **_chosen(given.backbone))
         return replace(
             config,
@@ -343,7 +342,7 @@ def _refuse_unread(config: RunConfig, given: Overrides) -> None:
     from forward_ofa.systems import system_named
 
     system = system_named(config.system)
-    unread = [name for name in _chosen(given.method) if name not in system.reads]
+    unread = [name for name in _chosen(given.method) if not system.uses(f"method.{name}")]
     if not system.own_steps:
         unread += [name for name in ("epochs", "batch_size") if name in _chosen(given.training)]
     if unread:

@@ -14,6 +14,8 @@ import psutil
 
 from benchmarks.serving.venvs import PEERS, ROOT
 
+_CODE = ("*.py", "*.proto", "requirements")
+"""Changes elsewhere, as in the results that are just being written, make no other figures."""
 _SHOWN = ("grpcio", "protobuf", "numpy", "torch", "safetensors", "redis", "litserve", "mlserver")
 
 
@@ -32,7 +34,7 @@ def describe() -> dict[str, Any]:
             peer.parent.name: _pins(peer) for peer in sorted(PEERS.glob("*/requirements.txt"))
         },
         "revision": _git("rev-parse", "HEAD"),
-        "changed_files": len(_git("status", "--porcelain").splitlines()),
+        "changed_files": len(_git("status", "--porcelain", "--", *_CODE).splitlines()),
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from experiments.kdd25.case import all_users, users_of
 from experiments.kdd25.runner import CellError
@@ -42,7 +43,7 @@ def adaptation_times(
     own = [users_of(tuning, drawn[i : i + 1], baseline) for i in range(tuned_users)]
     threads = torch.get_num_threads()
     found = {
-        "forward-ofa": _median(lambda batch: _generate(system, batch), batches),
+        "forward-ofa": _median(lambda batch: generate(system, batch), batches),
         "finetune": _median(lambda batch: _tune(baseline, batch), own),
         "finetune-steps": float(baseline.steps),
     }
@@ -57,10 +58,13 @@ def adaptation_times(
 
 
 @torch.no_grad()
-def _generate(system: ForwardOFA, batch: Batch) -> None:
+def generate(system: ForwardOFA, batch: Batch) -> list[Tensor]:
+    """All parameters of one device's kept blocks, made. What the hypernetworks return is not yet:
+    a matrix is made when it is used or asked for."""
     adaptation = system.adapt(batch)
-    for index in adaptation.gates[0].nonzero().flatten().tolist():
-        system.hypernetwork(index)(adaptation.interest)
+    kept = adaptation.gates[0].nonzero().flatten().tolist()
+    blocks = [system.hypernetwork(index)(adaptation.interest) for index in kept]
+    return [each.tensor() for block in blocks for each in block.values()]
 
 
 def _tune(system: Finetune, batch: Batch) -> None:
@@ -68,7 +72,7 @@ def _tune(system: Finetune, batch: Batch) -> None:
         pass
 
 
-def _median(adapt: Callable[[Batch], None], batches: Sequence[Batch]) -> float:
+def _median(adapt: Callable[[Batch], object], batches: Sequence[Batch]) -> float:
     """Of the wall times of single calls; the first few are not counted."""
     times = []
     for number, batch in enumerate([*batches[:_WARM_UP], *batches]):

@@ -96,8 +96,10 @@ def _head(quick: bool) -> list[str]:
         "it, from one foundation and one DeviceRec, several targets a network. There Forward-OFA, "
         "DUET, +controller and w.o. structural vector go on from the trained DeviceRec, so they "
         "see the log more often than DeviceRec, Gater, Rare Gem and LitePred; the variant of "
-        "DeviceRec with more epochs is the control. Compressed systems keep the share that the "
-        "paper's Forward-OFA keeps, with either recipe. What extractors and controller cost is "
+        "DeviceRec with more epochs is the control. Compressed systems are held to what the "
+        "paper's keep, with either recipe: Gater and STTD to the paper's Gater and STTD, Rare Gem "
+        "too where that is less than all, else to its Forward-OFA, LitePred to its Forward-OFA. "
+        "What extractors and controller cost is "
         "told under the tables: they run at a refresh, not at an inference.",
         "",
     ]
@@ -132,7 +134,8 @@ def _budgets(parts: Sequence[Part], results: Results) -> list[str]:
         ])  # fmt: skip
     header = ["Cell", "epochs", "wall time", "machine", "revision", "day", "NDCG@10 to DeviceRec"]
     note = [
-        "Wall times are those of a machine that others may have used; *: with local changes. The "
+        "Wall times are those of a machine that others may have used; *: the code had changes "
+        "that this revision lacks. The "
         "last column: the difference to DeviceRec of the same seed, 95 % bootstrap over users."
     ]
     return ["## How it was run", "", *bullets(note), *folded("Every cell", table(header, rows))]

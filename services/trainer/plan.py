@@ -116,10 +116,26 @@ def configure(parameters: JobParameters, interactions: int) -> RunConfig:
             if name in _NO_SETTINGS:
                 raise BadParameters(f"{name!r} is no setting: {_NO_SETTINGS[name]}")
             config = _replaced(config, name, name.split("."), text)
+            _refuse_unread(parameters.system, name)
         build(config.method.backbone)
     except ValueError as error:
         raise BadParameters(str(error)) from error
     return config
+
+
+def _refuse_unread(system_name: str, setting: str) -> None:
+    """Raises BadParameters for a setting that the system would not read."""
+    from forward_ofa.systems import DEVICE_REC, system_named
+
+    system = system_named(system_name)
+    if system.uses(setting):
+        return
+    instead = (
+        f"device_rec.{setting.partition('.')[2]} is"
+        if system_name == DEVICE_REC
+        else ("`forward-ofa systems` lists what is")
+    )
+    raise BadParameters(f"setting {setting!r}: {system.title} has no use for it; {instead} read")
 
 
 def _check_rest(parameters: JobParameters) -> None:
@@ -213,7 +229,8 @@ def _parsed(name: str, text: str, hint: Any) -> Any:
         return text == "true"
     try:
         if typing.get_origin(hint) is tuple:
-            return tuple(int(part) for part in text.split(","))
+            part = typing.get_args(hint)[0]
+            return tuple(_parsed(name, each, part) for each in text.split(","))
         for kind in (int, float):
             if kind in kinds and math.isfinite(number := kind(text)):
                 return number

@@ -279,6 +279,11 @@ def test_the_structure_is_learned_in_its_part_of_training(kind, data) -> None:
     assert len(before) == len(after) == 1, "nothing is drawn"
     # With lambda 1 and logits of 0: the softplus of each block's logit.
     assert len(within) == 5 and min(within) > max(before | after) + 2
+    for done, learns in ((0.49, False), (0.5, True), (0.75, False)):
+        task.system.zero_grad()
+        task.loss(batch, done).backward()
+        learned = {p.grad is not None for p in task.system.controller.parameters()}
+        assert learned == {learns}
 
 
 def test_a_chosen_structure_in_training_is_the_devices_but_for_cuts(data) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from experiments.kdd25.adaptation import adaptation_times
-from experiments.kdd25.case import case_study
+from experiments.kdd25.adaptation import adaptation_times, generate
+from experiments.kdd25.case import all_users, case_study, users_of
 from experiments.kdd25.cells import Cell
 from experiments.kdd25.recipes import BACKBONES, RECIPES
 from experiments.kdd25.runner import CellError
 from experiments.kdd25.settings import configure
+from forward_ofa.cost import network_cost
 from forward_ofa.data import FilterConfig, generate_log, prepare
 from forward_ofa.evaluation import evaluate
 from forward_ofa.runs import Run, data_card
@@ -102,6 +104,15 @@ def test_generating_is_faster_than_finetuning_and_threads_are_put_back(data, run
     assert seconds["finetune-steps"] == int(tuned.system.steps)
     with pytest.raises(CellError, match="no run of Finetune"):
         adaptation_times(run, run, data, seed=0)
+
+
+def test_what_is_timed_makes_every_parameter_of_the_kept_blocks(data, run):
+    system = run.forward_ofa
+    batch = users_of(all_users(system, data), np.array([3]), system)
+    made = generate(system, batch)
+    blocks = int((system.adapt(batch).gates > 0).sum())
+    sent = network_cost(system.config.backbone, blocks).payload_bytes["float32"]
+    assert 4 * sum(tensor.numel() for tensor in made) == sent
 
 
 def test_every_cell_of_every_table_has_a_configuration():

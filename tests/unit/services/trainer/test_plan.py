@@ -18,6 +18,11 @@ from tests.support.logs import write_csv
 GOOD = JobParameters("synthetic", recipe="quick")
 
 
+def unserved(system: str, setting: str, value: str) -> dict[str, object]:
+    """A job of a system that is not published, with one setting."""
+    return {"system": system, "publish": False, "settings": {setting: value}}
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -68,6 +73,11 @@ GOOD = JobParameters("synthetic", recipe="quick")
         ({"settings": {"compare": "false"}}, "always trains DeviceRec"),
         ({"gate": "\u0663%"}, "use off, a share"),
         ({"device": "cuda:\u0663"}, "unknown device"),
+        (unserved("gater", "method.compact_weight", "0.5"), "Gater has no use for it"),
+        (unserved("duet", "method.structure_until", "0.5"), "DUET has no use for it"),
+        (unserved("device-rec", "training.epochs", "9"), "device_rec.epochs is read"),
+        (unserved("finetune", "training.epochs", "9"), "Finetune has no use for it"),
+        (unserved("finetune", "options.rates", "0.1,fast"), "no value that fits"),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_hint(tmp_path, changes, text):
@@ -104,6 +114,8 @@ def test_settings_replace_the_recipes_values():
     assert config.method.backbone.dilations == (1, 2)
     assert (config.warm_start, config.foundation) == (False, None)
     assert config.device_rec.weight_decay == 1.0
+    config = plan.configure(replace(GOOD, **unserved("finetune", "options.rates", "0.01,0.1")), 0)
+    assert config.options.rates == (0.01, 0.1)
 
 
 @pytest.mark.parametrize(
