@@ -23,6 +23,7 @@ def default(backbone: str, interactions: int) -> RunConfig:
         backbone=replace(_backbone(backbone), norm="pre"),
         extractor_history=50,
         compact_weight=0.003,
+        structure_until=0.5,
         spread=0.1,
         cut_probability=0.1,
     )
