@@ -16,8 +16,8 @@ _PAPER_LEARNING_RATE = {"sasrec": 1e-3, "nextitnet": 2e-3}
 def default(backbone: str, interactions: int) -> RunConfig:
     """`forward-ofa train`: the best that we know for minutes on two CPU cores.
 
-    MovieLens-100K: about 4 minutes, MovieLens-1M: about 25; figures in experiments/LOG.md,
-    reasons in docs/adr/0009. Larger logs get fewer epochs.
+    MovieLens-100K: about 6 minutes, MovieLens-1M: half an hour to an hour; figures in
+    experiments/LOG.md, reasons in docs/adr/0009. Larger logs get fewer epochs.
     """
     method = MethodConfig(
         backbone=replace(_backbone(backbone), norm="pre"),

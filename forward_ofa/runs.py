@@ -5,6 +5,7 @@ data.json          the log, its filter, counts and fingerprint
 STAGE.safetensors  weights of a stage's best epoch: foundation, device-rec, and the system's own
 stages.json        what each finished stage was trained from, and its records
 *.checkpoint       while a stage is trained
+lock               held by the process that trains
 report.json        figures on the test split, written last: a run with one is complete
 """
 
@@ -25,6 +26,7 @@ from forward_ofa.checkpoint import CheckpointError, write_atomically
 from forward_ofa.config import FoundationConfig, MethodConfig, RunConfig, TrainingConfig
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.devices import make_repeatable
+from forward_ofa.locks import locked
 from forward_ofa.model import ForwardOFA
 from forward_ofa.ranking import RankingSystem
 from forward_ofa.report import describe
@@ -81,13 +83,40 @@ def train_run(
     DeviceRec are taken over instead of being trained again, if they are of the same data and
     settings; a run of DeviceRec itself may take the foundation alone. device: as torch names it.
 
-    Raises RunError if the folder holds another run and `resume` is false, or if `base` is not
-    fit; CheckpointError if the folder's checkpoints are of other data or settings (nothing is
-    changed then), and what `training.fit` raises.
+    Raises RunError if the folder holds another run and `resume` is false, if another process
+    trains in it, or if `base` is not fit; CheckpointError if the folder's checkpoints are of
+    other data or settings (nothing is changed then), and what `training.fit` raises.
     """
+    with locked(folder / "lock", wait=False) as free:
+        if not free:
+            raise RunError(f"another process trains in {folder}: wait for it, or end it")
+        return _train(data, config, folder, progress, resume, base, device)
+
+
+def require_base(data: SequenceDataset, config: RunConfig, folder: Path, base: Path | None) -> None:
+    """Raises RunError unless the runs in `base` and `folder` have what `train_run` takes over."""
+    if base is None:
+        return
+    stages = system_named(config.system).stages(config)
+    try:
+        Stages(folder, "cpu").require(stages, Context(data, config, {}), base)
+    except StageError as error:
+        raise RunError(str(error)) from error
+
+
+def _train(
+    data: SequenceDataset,
+    config: RunConfig,
+    folder: Path,
+    progress: Progress,
+    resume: bool,
+    base: Path | None,
+    device: str,
+) -> Run:
     started = time.monotonic()
     make_repeatable(device)
     card = data_card(data)
+    require_base(data, config, folder, base)
     system = system_named(config.system)
     _prepare_folder(folder, config, card, resume)
     write_json(folder / "config.json", asdict(config))

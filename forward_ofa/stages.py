@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -43,6 +45,23 @@ class Stages:
         self._folder = folder
         self._device = device
         self._identities: list[str] = []
+
+    def require(self, stages: Sequence[Stage], context: Context, base: Path) -> None:
+        """Raises StageError unless `base`, or the run's own folder, has all that a run takes over.
+
+        Trains and writes nothing: tasks are made from untrained ones before, whose identities
+        are the same.
+        """
+        if not (base / STAGES_FILE).exists():
+            raise StageError(f"there is no run in {base}: check --base-run")
+        for stage in stages:
+            if not _before_own(stage, context):
+                break
+            task = stage.task(context)
+            identity = self._identity(task)
+            self._source(stage, context, identity, base)
+            self._identities.append(identity)
+            context = replace(context, trained={**context.trained, stage.name: task.system})
 
     def finish(
         self, stage: Stage, context: Context, progress: Progress, base: Path | None
@@ -109,8 +128,7 @@ class Stages:
                 continue
             if _known(folder).get(stage.name, {}).get("identity") == identity:
                 return folder
-        earlier = stage.name in (FOUNDATION, DEVICE_REC) and stage.name != context.config.system
-        if base is not None and earlier:
+        if base is not None and _before_own(stage, context):
             raise StageError(
                 f"{base} has no {stage.name} that was trained on the same data with the same "
                 "settings and seed: give the run's own data, recipe and options, or leave out "
@@ -133,6 +151,11 @@ class Stages:
     def _remember(self, folder: Path, name: str, identity: str, records: list[Any]) -> None:
         known = {**_known(folder), name: {"identity": identity, "records": records}}
         write_atomically(folder / STAGES_FILE, (json.dumps(known, indent=2) + "\n").encode())
+
+
+def _before_own(stage: Stage, context: Context) -> bool:
+    """Whether it is one that runs share and `--base-run` takes over."""
+    return stage.name in (FOUNDATION, DEVICE_REC) and stage.name != context.config.system
 
 
 def _fitted(task: Task[Any], progress: Progress, checkpoint: Path, device: str) -> Outcome:

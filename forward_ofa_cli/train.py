@@ -195,6 +195,7 @@ class Overrides:
 
 def _train(chosen: source.Source, given: Overrides, base: Base, place: Place, out: Console) -> Run:
     from forward_ofa.distributed import main_first, own_folder
+    from forward_ofa.runs import require_base
 
     begun = place.run_dir if place.resume and resumable(place.run_dir) else None
     if begun is not None:
@@ -218,6 +219,7 @@ def _train(chosen: source.Source, given: Overrides, base: Base, place: Place, ou
         )
     for text in prepared.notes:
         note(out, text)
+    require_base(prepared, config, folder, place.base_run)
     with own_folder(folder) as own:
         if begun is None:
             chosen.remember(own, prepared.name)

@@ -6,16 +6,15 @@ reads, adds and replaces it under a lock.
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.kdd25.cells import Cell
 from forward_ofa.checkpoint import write_atomically
+from forward_ofa.locks import locked
 
 FORMAT = "forward-ofa-paper-index/2"
 
@@ -84,19 +83,6 @@ def _change(path: Path, change: Callable[[Records], Mapping[str, Record]]) -> No
         # A line a cell: what changes is seen, and merges, cell by cell.
         lines = ",\n".join(json.dumps(records[name].to_json()) for name in sorted(records))
         write_atomically(path, f'{{"format": "{FORMAT}", "cells": [\n{lines}\n]}}\n'.encode())
-
-
-@contextmanager
-def locked(path: Path, wait: bool) -> Iterator[bool]:
-    """Holds an exclusive lock on a file; yields whether it was got. The kernel frees it with us."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def _damaged(path: Path, error: Exception) -> DamagedIndex:

@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from experiments.kdd25.cells import Cell
 from experiments.kdd25.recipes import requirements
-from experiments.kdd25.results import Record, Records, add, locked, remove
+from experiments.kdd25.results import Record, Records, add, remove
 from experiments.kdd25.settings import finished
+from forward_ofa.locks import locked
 from forward_ofa.runs import write_json
 
 Status = Literal["done", "failed", "blocked", "half done", "to do"]

@@ -62,7 +62,8 @@ def open_prepared(
         home.mkdir(parents=True, exist_ok=True)
         if not os.access(home, os.W_OK):
             raise PermissionError(errno.EACCES, "cannot be written")
-        key = _key(_Digests(home / "digests.json").of(files), found.kind, columns, choice, split)
+        digests = _Digests(home / "digests.json").of(files)
+        key = _key(digests, [found.kind, *found.notes], columns, choice, split)
         data = _through(home, key, path, columns, choice, split, files)
         _sweep(home, key)
     except OSError as error:
@@ -106,9 +107,13 @@ def _through(
 
 
 def _key(
-    digests: list[str], kind: str, columns: ColumnNames, choice: FilterChoice, split: SplitConfig
+    digests: list[str],
+    found: list[str],
+    columns: ColumnNames,
+    choice: FilterChoice,
+    split: SplitConfig,
 ) -> str:
-    parts = [FORMAT, digests, kind, asdict(columns), asdict(choice), asdict(split)]
+    parts = [FORMAT, digests, found, asdict(columns), asdict(choice), asdict(split)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

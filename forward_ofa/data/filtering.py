@@ -73,6 +73,7 @@ def default_filter(log: InteractionLog) -> FilterConfig:
     """The paper's rule where it loses no user and keeps 90 % of the rows, else a 5-core.
 
     MovieLens releases hold only users with 20 ratings or more, which is where the rule comes from.
+    A log that repeats rows is none, and gets the 5-core: the rule counts rows as they stand.
     """
     if len(log) and int(np.diff(log.offsets).min()) >= PAPER_FILTER.min_user:
         _, items = survivors(log.offsets, log.items, len(log.item_ids), PAPER_FILTER)
@@ -80,9 +81,20 @@ def default_filter(log: InteractionLog) -> FilterConfig:
             sums(items[log.items[log.offsets[a] : log.offsets[b]]], np.diff(log.offsets[a : b + 1]))
             for a, b in user_ranges(log.offsets, log.items)
         ])  # fmt: skip
-        if int(left.sum()) >= _PAPER_SHARE * len(log) and int(left.min()) >= MIN_SEQUENCE:
+        enough = int(left.sum()) >= _PAPER_SHARE * len(log) and int(left.min()) >= MIN_SEQUENCE
+        if enough and not _repeats(log):
             return PAPER_FILTER
     return FilterConfig()
+
+
+def _repeats(log: InteractionLog) -> bool:
+    """Whether a row repeats another one's user, item and time."""
+    for first, last in user_ranges(log.offsets, log.items, log.timestamps):
+        rows = slice(log.offsets[first], log.offsets[last])
+        users = np.repeat(np.arange(last - first), np.diff(log.offsets[first : last + 1]))
+        if repeated_rows(users, log.items[rows], log.timestamps[rows]).any():
+            return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -203,15 +215,26 @@ def _mix(values: HashArray) -> HashArray:
     return values ^ (values >> np.uint64(31))
 
 
-def explain_empty(log: InteractionLog, config: FilterConfig, users_left: int) -> DataError:
-    """The error for a filter that leaves fewer than two users or two items: what to lower."""
-    user_count, item_count = np.diff(log.offsets), np.zeros(len(log.item_ids), np.int64)
-    for first, last in user_ranges(log.offsets, log.items):
-        rows = log.items[log.offsets[first] : log.offsets[last]]
+def explain_empty(
+    log: InteractionLog,
+    offsets: LongArray,
+    items: IntArray,
+    config: FilterConfig,
+    left: tuple[int, int],
+) -> DataError:
+    """The error for a filter that leaves fewer than two users or two items: what to lower.
+
+    offsets, items: its rows by user, without duplicates. left: users and items.
+    """
+    user_count, item_count = np.diff(offsets), np.zeros(len(log.item_ids), np.int64)
+    for first, last in user_ranges(offsets, items):
+        rows = items[offsets[first] : offsets[last]]
         item_count += np.bincount(rows, minlength=len(item_count))
     enough_users = int((user_count >= max(config.min_user, MIN_SEQUENCE)).sum())
     enough_items = int((item_count >= config.min_item + int(config.strict_item)).sum())
-    if enough_users < 2:
+    if len(log.item_ids) < 2:
+        advice = "check that the item column is the right one (--item-column)"
+    elif enough_users < 2:
         advice = "lower --min-user"
         if int(np.sort(user_count)[-2:][0]) < MIN_SEQUENCE:
             advice = f"give a longer log: users need at least {MIN_SEQUENCE} interactions each"
@@ -220,8 +243,9 @@ def explain_empty(log: InteractionLog, config: FilterConfig, users_left: int) ->
     else:
         advice = "lower --min-item first, then --min-user"
     return DataError(
-        f"{log.name}: the filter leaves {users_left} of {len(log.user_ids):,} users, too few to "
-        f"train on. Before it, {len(log):,} interactions; {enough_users:,} users have at least "
+        f"{log.name}: the filter leaves {left[0]:,} of {len(log.user_ids):,} users and {left[1]:,} "
+        f"of {len(log.item_ids):,} items, too few to train on (two of each are needed). Before it, "
+        f"{len(items):,} interactions; {enough_users:,} users have at least "
         f"{max(config.min_user, MIN_SEQUENCE)}, {enough_items:,} of {len(log.item_ids):,} items "
         f"have {config._items()}. Please {advice}."
     )

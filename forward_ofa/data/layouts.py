@@ -31,6 +31,7 @@ _OFFICIAL = ("u.data", "ratings.dat", "ratings.csv")
 _PARQUET = (".parquet", ".pq")
 _JSON = (".json", ".jsonl", ".ndjson")
 _TEXT = (".csv", ".tsv", ".txt")
+_NAMED = 10
 _FORMATS = (
     "u.data, *.dat, *.inter, *.csv, *.tsv, *.txt, *.json, *.jsonl, *.ndjson (each also .gz), "
     "*.parquet"
@@ -39,10 +40,12 @@ _FORMATS = (
 
 @dataclass(frozen=True)
 class LogFiles:
-    """The files of a log, in their order; kind: what they are, for people."""
+    """The files of a log, in their order; kind: what they are, for people. notes: what a person
+    should know of the choice."""
 
     files: list[Path]
     kind: str
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """One line for reports."""
@@ -56,10 +59,10 @@ def find_log(path: Path, names: ColumnNames) -> LogFiles:
     try:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder. Check the path.")
-        files = _find_in_folder(path, names) if is_folder(path) else [path]
+        files, notes = _find_in_folder(path, names) if is_folder(path) else ([path], ())
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise DataError(f"{path}: cannot be read: {error}.") from None
-    return LogFiles(files, open_table(files[0], names)[1])
+    return LogFiles(files, open_table(files[0], names)[1], notes)
 
 
 def is_folder(path: Path) -> bool:
@@ -150,13 +153,15 @@ def _suffix(file: Path) -> str:
     return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
-def _find_in_folder(folder: Path, names: ColumnNames) -> list[Path]:
+def _find_in_folder(folder: Path, names: ColumnNames) -> tuple[list[Path], tuple[str, ...]]:
+    """The files of the log, and notes on tables that are none."""
     for official in _OFFICIAL:
         for name in (official, f"{official}.gz"):
             if (folder / name).is_file():
-                return [folder / name]
+                return [folder / name], ()
     files = sorted(_files(folder), key=_in_order)
     logs = [file for file in files if _suffix(file) == ".inter"]
+    tables: list[Path] = []
     if not logs:
         tables = [
             file for file in files
@@ -170,13 +175,21 @@ def _find_in_folder(folder: Path, names: ColumnNames) -> list[Path]:
             "columns, so they are not parts of one log. Give one of them."
         )
     if logs:
-        return logs
+        return logs, _left_out([file for file in tables if file not in logs])
     found = ", ".join(file.name for file in files[:10]) or "no files"
     raise DataError(
         f"{folder}: no interaction log found. Looked for {', '.join(_OFFICIAL)}, .inter files, "
         f"or tables (Parquet, CSV, TSV, JSON lines) with user, item and time columns; there is: "
         f"{found}. Give the file itself, and --user-column, --item-column, --time-column if needed."
     )
+
+
+def _left_out(tables: list[Path]) -> tuple[str, ...]:
+    if not tables:
+        return ()
+    found = ", ".join(file.name for file in tables[:_NAMED])
+    more = f" and {len(tables) - _NAMED:,} more" if len(tables) > _NAMED else ""
+    return (f"left out {found}{more}: without a user, an item and a time column that are known",)
 
 
 def _files(folder: Path) -> Iterator[Path]:

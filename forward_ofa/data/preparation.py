@@ -190,7 +190,9 @@ class _Filtered:
             least = f"{MIN_TRAINING} training interactions"
         _note_drop(notes, short, f"users with fewer than {least}")
         if int(users.sum()) < 2 or int(seen.sum()) < 2:
-            raise explain_empty(log, self._config, int(users.sum()))
+            counts = int(users.sum()), int(seen.sum())
+            rows = self._rows
+            raise explain_empty(log, rows.offsets, rows.items, self._config, counts)
         notes.append(
             f"kept {int(users.sum()):,} of {len(users):,} users, {int(seen.sum()):,} of "
             f"{len(seen):,} items, {left:,} of {len(log):,} interactions"

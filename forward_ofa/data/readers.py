@@ -30,7 +30,7 @@ def read_log(
     names = columns or ColumnNames()
     found = find_log(path, names)
     sorter = LogSorter(workspace or Workspace())
-    notes: list[str] = []
+    notes = list(found.notes)
     for rows in read_rows(found, names, notes):
         sorter.add(rows)
     titles = find_titles(found.files[0])

@@ -53,12 +53,16 @@ class Schedule:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise BadSchedules(f"{self.name!r} is no name: use small letters, digits and -")
-        if not 0 < self.look_seconds < math.inf or self.min_new_rows < 1:
+        for field in ("look_seconds", "settle_seconds"):
+            value = getattr(self, field)
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise BadSchedules(f"{field} must be a number of seconds, not {value!r}")
+        if self.look_seconds == 0:
+            raise BadSchedules("look_seconds must be above 0")
+        if type(self.min_new_rows) is not int or self.min_new_rows < 1:
             raise BadSchedules(
-                f"{self.name}: look_seconds must be above 0 and min_new_rows at least 1"
+                f"min_new_rows must be a whole number, at least 1, not {self.min_new_rows!r}"
             )
-        if not 0 <= self.settle_seconds < math.inf:
-            raise BadSchedules(f"{self.name}: settle_seconds must not be negative")
 
     def due(self, rows: int, rows_then: int | None) -> bool:
         """Whether the log has grown enough. rows_then: at the last job; None: there was none.
@@ -84,27 +88,50 @@ def read_schedules(path: Path) -> list[Schedule]:
 
 
 def _schedule(entry: Any, path: Path) -> Schedule:
+    where = f"{path}: {entry.get('name', 'a schedule')}" if isinstance(entry, dict) else str(path)
     try:
-        fields = dict(entry)
-        name, job = str(fields.pop("name")), dict(fields.pop("job"))
-        for part in ("settings", "log"):
-            given = job.get(part, {})
-            job[part] = {key: _text(value) for key, value in given.items()}
-        log = (path.parent / Path(job["data"]).expanduser()).resolve()
-        if log.exists() or "/" in job["data"]:
-            job["data"] = str(log)
-        parameters = JobParameters(**job)
-        for field in dataclasses.fields(JobParameters):
-            value, default = getattr(parameters, field.name), field.default
-            if isinstance(default, (str, bool)) and not isinstance(value, type(default)):
-                raise BadSchedules(f"{field.name} must be of the kind of {default!r}")
-        # Without the log: it may not be there yet.
-        plan.check(dataclasses.replace(parameters, data=plan.SYNTHETIC), 0, path.parent)
-        return Schedule(name, parameters, **fields)
+        return _checked(entry, path)
     except KeyError as error:
-        raise BadSchedules(f"{path}: a schedule lacks {error}") from error
+        raise BadSchedules(f"{where} lacks {error}") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise BadSchedules(f"{path}: {error}") from error
+        raise BadSchedules(f"{where}: {error}") from error
+
+
+def _checked(entry: Any, path: Path) -> Schedule:
+    fields = dict(entry)
+    name, job = str(fields.pop("name")), dict(fields.pop("job"))
+    _known("the schedule", fields, Schedule)
+    _known("its job", job, JobParameters)
+    for part in ("settings", "log"):
+        given = job.get(part, {})
+        if not isinstance(given, dict):
+            raise BadSchedules(f"{part} must be a table, not {given!r}")
+        job[part] = {key: _text(value) for key, value in given.items()}
+    for field in dataclasses.fields(JobParameters):
+        kind, given = _KINDS.get(str(field.type)), job.get(field.name)
+        if kind is not None and given is not None and type(given) not in kind[0]:
+            raise BadSchedules(f"{field.name} must be {kind[1]}, not {given!r}")
+    log = (path.parent / Path(job["data"]).expanduser()).resolve()
+    if log.exists() or "/" in job["data"]:
+        job["data"] = str(log)
+    parameters = JobParameters(**job)
+    # Without the log: it may not be there yet.
+    plan.check(dataclasses.replace(parameters, data=plan.SYNTHETIC), 0, path.parent)
+    return Schedule(name, parameters, **fields)
+
+
+_KINDS = {
+    "str": ((str,), "text"),
+    "bool": ((bool,), "true or false"),
+    "float": ((int, float), "a number"),
+}
+
+
+def _known(what: str, given: dict[str, Any], kind: type[Any]) -> None:
+    names = [field.name for field in dataclasses.fields(kind)]
+    for name in given:
+        if name not in names:
+            raise BadSchedules(f"{what} has an unknown key {name!r}: there are {', '.join(names)}")
 
 
 def _text(value: Any) -> str:

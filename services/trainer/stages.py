@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 import time
@@ -15,6 +14,7 @@ from typing import Any
 from forward_ofa.checkpoint import CheckpointError
 from forward_ofa.data import SequenceDataset
 from forward_ofa.devices import find_device
+from forward_ofa.locks import locked
 from forward_ofa.runs import Run, RunError, load_run, train_run, write_json
 from services.ports import JobParameters, Verdict
 from services.publishing import publish_run
@@ -81,19 +81,17 @@ def _locked(folder: Path, worker: Worker) -> Iterator[None]:
     """One process at a time in a run folder, whatever the record says: the one before may be
     alive beyond its lease. The system lets go of the lock when a process ends."""
     deadline = time.monotonic() + _LOCK_SECONDS
-    with (folder / "lock").open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                worker.check()
-                if time.monotonic() > deadline:
-                    raise RunFolderBusy(
-                        f"another process still works in {folder}: end it, then resume the job"
-                    ) from None
-                time.sleep(0.1)
-        yield
+    while True:
+        with locked(folder / "lock", wait=False) as mine:
+            if mine:
+                yield
+                return
+        worker.check()
+        if time.monotonic() > deadline:
+            raise RunFolderBusy(
+                f"another process still works in {folder}: end it, then resume the job"
+            )
+        time.sleep(0.1)
 
 
 def _device(parameters: JobParameters) -> str:

@@ -25,6 +25,7 @@ from forward_ofa.cost import Costs, block_costs, network_cost
 from forward_ofa.data import FilterConfig, SequenceDataset, generate_log, prepare
 from forward_ofa.devices import find_device
 from forward_ofa.evaluation import evaluate
+from forward_ofa.locks import locked
 from forward_ofa.model import Batch, ForwardOFA
 from forward_ofa.recipes import recipe
 from forward_ofa.runs import RunError, estimate_seconds, evaluate_run, load_run, train_run
@@ -147,7 +148,9 @@ def test_a_base_run_of_other_data_or_settings_is_refused(change: str, data, tmp_
     watched = Recorder()
     with pytest.raises(RunError, match="--base-run"):
         train_run(data, wanted, tmp_path / "run", watched, base=tmp_path / "base")
-    assert watched.epochs == [] and not (tmp_path / "run" / "report.json").exists()
+    assert watched.epochs == []
+    # Nothing that the next try, without a base, would take for a run that was begun.
+    assert not (tmp_path / "run" / "config.json").exists()
     # An estimate does not fail on it: the run itself says what is wrong.
     assert estimate_seconds(data, wanted, None, tmp_path / "base") > 0
 
@@ -167,6 +170,16 @@ def test_a_foundation_does_not_depend_on_what_extractors_read(data, tmp_path: Pa
                 parameter.mul_(30)
         found.append((run_identity(task), task.validate()))
     assert found[0] == found[1]
+
+
+def test_one_process_at_a_time_trains_in_a_folder(data, tmp_path: Path) -> None:
+    config = tiny("device-rec", epochs=1)
+    with (
+        locked(tmp_path / "run" / "lock", wait=False),
+        pytest.raises(RunError, match="another process trains in"),
+    ):
+        train_run(data, config, tmp_path / "run", Recorder(), resume=True)
+    assert train_run(data, config, tmp_path / "run", Recorder(), resume=True).report
 
 
 def test_a_damaged_base_run_is_refused(data, tmp_path: Path) -> None:

@@ -73,16 +73,16 @@ def test_replaced_blocks_are_evaluated_in_place_of_the_chosen_ones(trained) -> N
         (("--system", "finetune", "--epochs", "2"), 2, "--epochs: Finetune has no use for it"),
         (("--system", "duet", "--compact-weight", "1"), 2, "--compact-weight: DUET has no use"),
         (("--device", "gpu"), 2, "use cpu, cuda"),
-        (("--base-run", "nowhere"), 4, "--base-run"),
+        (("--base-run", "nowhere"), 4, "there is no run in nowhere"),
     ],
 )
-def test_what_cannot_be_is_said_and_leaves_no_report(
+def test_what_cannot_be_is_said_and_leaves_nothing(
     trained, tmp_path: Path, arguments: tuple[str, ...], code: int, text: str
 ) -> None:
     log, _ = trained
     result = run("train", "--data", log, "--run-dir", tmp_path / "run", *TINY, *arguments)
     assert (result.exit_code, text in result.stderr) == (code, True), result.output
-    assert not (tmp_path / "run" / "report.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

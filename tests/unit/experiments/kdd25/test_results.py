@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments.kdd25.cells import Cell
-from experiments.kdd25.results import DamagedIndex, add, locked, read_index, remove
+from experiments.kdd25.results import DamagedIndex, add, read_index, remove
+from forward_ofa.locks import locked
 from tests.support.paper_records import record
 
 CELL = Cell("ml-1m", "sasrec", "duet")

@@ -18,9 +18,10 @@ from experiments.kdd25.console import Lines
 from experiments.kdd25.datasets import Places
 from experiments.kdd25.engine import Engine
 from experiments.kdd25.recipes import table1, table3
-from experiments.kdd25.results import Record, add, locked, read_index
+from experiments.kdd25.results import Record, add, read_index
 from experiments.kdd25.runner import CellError, Plan, failures, forget, schedule, status, work
 from experiments.kdd25.settings import as_json, configure
+from forward_ofa.locks import locked
 from tests.support.paper_records import record
 
 DENSE = Cell("ml-1m", "sasrec", "device-rec")
