@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks.arguments import above_zero
+
 ITEMS = 50_000
 ROWS_A_USER = 50
 ROWS_A_PART = 2_000_000
@@ -161,7 +163,9 @@ def in_process(log: Path, cache: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
-    parser.add_argument("--rows", type=float, nargs="+", default=[5, 10, 25, 50], help="millions")
+    parser.add_argument(
+        "--rows", type=above_zero, nargs="+", default=[5, 10, 25, 50], help="millions"
+    )
     parser.add_argument("--format", choices=["csv", "parquet"], default="csv")
     parser.add_argument("--folder", type=Path, help="where logs are generated; left out: temporary")
     parser.add_argument("--measure", nargs=2, type=Path, help=argparse.SUPPRESS)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 from forward_ofa.config import Options, RunConfig
 
 Own = TypeVar("Own", bound=Options)
+_WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text", tuple: "list"}
 
 
 def options_as(config: RunConfig, kind: type[Own]) -> Own:
@@ -47,5 +48,5 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
             return {"true": True, "false": False}[value.lower()]
         return value if isinstance(value, origin) else origin(value)
     except (KeyError, TypeError, ValueError):
-        kind = getattr(origin, "__name__", str(origin))
+        kind = _WORDS.get(origin, str(origin))
         raise ValueError(f"option {name}: {value!r} is no {kind}") from None

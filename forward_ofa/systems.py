@@ -376,5 +376,8 @@ def options_of(system: System, raw: Mapping[str, Any]) -> Options | None:
     if system.options is not None:
         return read_options(system.options, raw)
     if raw:
-        raise ValueError(f"system {system.name} has no options of its own")
+        raise ValueError(
+            f"system {system.name} has no options of its own; what all systems have are options "
+            "of the command, such as --compact-weight"
+        )
     return None

@@ -60,7 +60,7 @@ _WHAT_TO_DO = {
     errno.EISDIR: "a folder is where a file must be: check the path",
     errno.ENAMETOOLONG: "give a shorter path",
 }
-_VERSION_REASONS = ("UNKNOWN_VERSION", "CORRUPT_VERSION", "NO_VERSION")
+VERSION_REASONS = ("UNKNOWN_VERSION", "CORRUPT_VERSION", "NO_VERSION")
 
 
 def explain(error: Exception) -> tuple[Exit, str] | None:
@@ -73,7 +73,7 @@ def explain(error: Exception) -> tuple[Exit, str] | None:
             return code, str(error)
     fault = getattr(sys.modules.get("services.errors"), "Fault", None)
     if fault is not None and isinstance(error, fault):
-        known_version = str(error.reason) in _VERSION_REASONS
+        known_version = str(error.reason) in VERSION_REASONS
         code = Exit.BAD_VERSION if known_version else Exit.FAILED
         return code, f"{error.text}. {error.action}"
     if isinstance(error, OSError):

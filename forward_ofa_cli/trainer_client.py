@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forward_ofa_cli.errors import CommandError, Exit
+from forward_ofa_cli.errors import VERSION_REASONS, CommandError, Exit
 
 DEFAULT_SERVER = "127.0.0.1:50071"
 SERVER_VARIABLE = "FORWARD_OFA_TRAINER"
@@ -131,6 +131,7 @@ def _explain(error: Any, address: str) -> CommandError:
         if key == STATUS_DETAILS_KEY and (fault := fault_from_details(value)) is not None:
             reason = str(fault.reason)
             code = Exit.UNREACHABLE if fault.status in _UNREACHABLE else Exit.FAILED
+            code = Exit.BAD_VERSION if reason in (*VERSION_REASONS, "REGISTRY_REFUSED") else code
             return CommandError(
                 f"{fault.text}. {fault.action}", Exit.USAGE if reason in _USAGE else code
             )

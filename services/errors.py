@@ -297,7 +297,7 @@ class Fault(Exception):
         shown = current_version or "none"
         self.reason = reason
         self.status = entry.status
-        self.text = entry.text.format_map(_Fields(fields, current_version=shown))
+        self.text = entry.text.format_map(_Fields(fields, current_version=shown)).rstrip(".")
         self.action = entry.action
         self.retry = retry or entry.retry
         self.current_version = current_version

@@ -20,25 +20,32 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arguments import positive
 from benchmarks.serving.machine import describe
 from benchmarks.training.setting import configuration, load, memory_of
 from benchmarks.training.steps import PHASES, Case, makers, measure
-from forward_ofa.data import SequenceDataset
+from forward_ofa.data import DataError, SequenceDataset
+from forward_ofa.devices import find_device
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    options = _options()
+    parser = _parser()
+    options = parser.parse_args()
     out = Console(highlight=False)
     if not out.is_terminal:
         out.width = 140
-    data, config = load(options), configuration(options)
     if options.threads:
         torch.set_num_threads(options.threads)
-    chosen = makers(options.bases)
-    cases = [Case(name, make(data, config)) for name, make in chosen.items()]
-    measure(cases, options.rounds, options.warmup, options.device)
+    try:
+        config = configuration(options)
+        data, device = load(options), find_device(options.device)
+        chosen = makers(options.bases)
+        cases = [Case(name, make(data, config)) for name, make in chosen.items()]
+    except (ValueError, DataError) as error:
+        parser.error(str(error))
+    measure(cases, options.rounds, options.warmup, device)
     memory = {} if options.no_memory else {case.name: _memory(options, case.name) for case in cases}
     rows = [_row(case, cases[0], memory.get(case.name)) for case in cases]
     _show(out, rows, options, data)
@@ -103,25 +110,25 @@ def _show(
     out.print(table)
 
 
-def _options() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--backbone", default="sasrec", help="sasrec or nextitnet")
+    parser.add_argument("--backbone", choices=["sasrec", "nextitnet"], default="sasrec")
     parser.add_argument("--data", help="a log, as `forward-ofa train --data` takes it")
-    parser.add_argument("--targets", type=int, default=1, help="targets a network")
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--targets", type=positive, default=1, help="targets a network")
+    parser.add_argument("--batch-size", type=positive, default=256)
     parser.add_argument(
         "--keep-bias", type=float, default=2.0,
         help="first logit of every block: 2, the recipe's, keeps 88 %% of them; 0 keeps half",
     )  # fmt: skip
     parser.add_argument("--bases", type=int, default=8, help="of the factored form")
-    parser.add_argument("--rounds", type=int, default=30, help="a step of each system in each")
-    parser.add_argument("--warmup", type=int, default=5, help="rounds that do not count")
-    parser.add_argument("--threads", type=int, help="of torch; left out: its own choice")
+    parser.add_argument("--rounds", type=positive, default=30, help="a step of each system in each")
+    parser.add_argument("--warmup", type=positive, default=5, help="rounds that do not count")
+    parser.add_argument("--threads", type=positive, help="of torch; left out: its own choice")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--json", type=Path, help="where to; left out: benchmarks/training/results")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.arguments import above_zero, positive
 from experiments.kdd25.cells import Cell
 from experiments.kdd25.datasets import ALL, SYNTHETIC, Places, default_root
 from experiments.kdd25.recipes import BACKBONES, ONE_SEED, PAPER, RECIPES, TRAINING, Part
@@ -109,16 +110,16 @@ def parser() -> argparse.ArgumentParser:
         "paper does (default), or by forward-ofa train's default recipe")  # fmt: skip
     add("--seeds", type=_seeds, default=[0, 1, 2], metavar="N,N", help="default: 0,1,2; sweeps, "
         "Figure 6 and Table 8 take the first only")  # fmt: skip
-    add("--epochs", type=_positive, help="another budget than the recipes'; part of a cell's name")
+    add("--epochs", type=positive, help="another budget than the recipes'; part of a cell's name")
     add("--data", type=_place_of, action="append", default=[], metavar="KEY=PATH",
         help="where a data set is")  # fmt: skip
     add("--data-root", type=Path, default=default_root(),
         help="a folder with a folder for each data set; default: $FORWARD_OFA_DATA")  # fmt: skip
     add("--cache", type=Path, default=Path(".cache/data"), help="where downloaded logs are kept")
     add("--device", default="auto", help="cpu, cuda or auto (default): CUDA if there is one")
-    add("--workers", type=_positive, default=1, help="cells at the same time, a process each")
-    add("--threads", type=_positive, help="of torch, for each worker; default: cores / workers")
-    add("--hours", type=float, help="start no cell after so many hours")
+    add("--workers", type=positive, default=1, help="cells at the same time, a process each")
+    add("--threads", type=positive, help="of torch, for each worker; default: cores / workers")
+    add("--hours", type=above_zero, help="start no cell after so many hours")
     add("--again", action="store_true", help="run what is asked anew, even if it is finished")
     add("--runs", type=Path, default=Path("runs/kdd25"), help="folder of run folders")
     add("--results", type=Path, default=_RESULTS, help="folder of index.json and the report")
@@ -172,12 +173,6 @@ def _seeds(text: str) -> list[int]:
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"{text!r}: use different numbers, 0 or more")
     return seeds
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: use a whole number, 1 or more")
-    return int(text)
 
 
 def _place_of(text: str) -> tuple[str, str]:

@@ -123,6 +123,11 @@ def resolve(header: list[str], names: ColumnNames, file: str) -> tuple[int, int,
         raise DataError(
             f"{file}: {'; '.join(problems)}. Columns found: {columns}{more}.{_no_header(header)}"
         )
+    for index in found:
+        if header.count(header[index]) > 1:
+            raise DataError(
+                f"{file}: two columns are called {header[index]!r}. Rename one of them."
+            )
     if len(set(found)) < len(found):
         raise DataError(
             f"{file}: user, item and time must be three different columns, got "

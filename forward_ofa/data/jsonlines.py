@@ -101,7 +101,7 @@ class JsonLines:
             else:
                 record = json.loads(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-            detail = str(error).split("\n")[0][:100]
+            detail = str(error).split("\n")[0].partition(";")[0][:100]
             raise DataError(
                 f"{self._file}, {place}: not a JSON object ({detail}). Correct or remove the line; "
                 "if it is the last one, the file may be cut off."

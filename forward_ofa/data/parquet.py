@@ -50,6 +50,8 @@ def _schema(path: Path) -> pl.Schema:
 
 def _unreadable(path: Path, error: BaseException) -> DataError:
     detail = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    if isinstance(error, pl.exceptions.PanicException):
+        detail = "a part of it makes no sense"  # what the reader's code assumed helps nobody
     return DataError(
         f"{path}: not a readable Parquet file ({detail}). "
         "It may be cut off or damaged: copy or export it again."

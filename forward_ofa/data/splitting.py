@@ -81,8 +81,11 @@ class SplitConfig:
         if not (min(shares) > 0 and sum(shares) < 1):
             raise ValueError("validation share and test share must be positive and below 1 in all")
         given = (self.validation_from is not None, self.test_from is not None)
-        if any(given) and (self.by != "time" or not all(given)):
-            raise ValueError("validation-from and test-from belong together and to a split by time")
+        if any(given) and self.by != "time":
+            raise ValueError("validation-from and test-from are for a split by time")
+        if any(given) and not all(given):
+            missing = "test-from" if given[0] else "validation-from"
+            raise ValueError(f"validation-from and test-from belong together: {missing} is missing")
 
     def resolve(self, log: InteractionLog) -> Split:
         """The split of this log. Raises DataError when its times leave a part empty."""

@@ -49,7 +49,8 @@ class LocalTrainer:
         self, parameters: JobParameters, *, submission: str = "", schedule: str = "",
         rows: int = 0, retry_of: str = "",
     ) -> Job:  # fmt: skip
-        """A new job of checked parameters; blocking. Raises RecordsUnavailable, TooManyJobs."""
+        """A new job of checked parameters; blocking. Raises RecordsUnavailable, TooManyJobs,
+        Fault BAD_JOB for the submission id of a job of other parameters."""
         now = time.time()
         job = Job(
             jobs.new_id(now), parameters, now, queued=now, submission=submission,
@@ -58,6 +59,11 @@ class LocalTrainer:
         kept = self._records.add(jobs.noted(job, now, "submitted"), self._settings.max_jobs)
         if kept.id == job.id:
             self._announce(kept)
+        elif kept.parameters != parameters:
+            raise Fault(
+                Reason.BAD_JOB,
+                problem=f"job {kept.id} of other parameters has this submission id: give another",
+            )
         return kept
 
     def _announce(self, job: Job) -> None:

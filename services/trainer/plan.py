@@ -203,7 +203,8 @@ def _replaced(config: Any, name: str, path: list[str], text: str) -> Any:
     hints = typing.get_type_hints(type(config))
     field, rest = path[0], path[1:]
     if field not in hints:
-        raise BadParameters(f"unknown setting {name!r}: {field!r} is none of {', '.join(hints)}")
+        known = ", ".join(hint for hint in hints if path != [name] or hint not in _NO_SETTINGS)
+        raise BadParameters(f"unknown setting {name!r}: {field!r} is none of {known}")
     value = getattr(config, field)
     if rest:
         if not dataclasses.is_dataclass(value):

@@ -74,9 +74,9 @@ async def service(settings):
         await running.stop()
 
 
-def request(**parameters) -> api.SubmitJobRequest:
+def request(submission: str = "", **parameters) -> api.SubmitJobRequest:
     fields = {"data": "synthetic", "recipe": "quick", **parameters}
-    return api.SubmitJobRequest(parameters=api.JobParameters(**fields))
+    return api.SubmitJobRequest(parameters=api.JobParameters(**fields), submission_id=submission)
 
 
 async def fault_from(call) -> Fault:
@@ -96,8 +96,12 @@ async def test_calls_without_a_worker(service, parts):
     assert job.state == api.JOB_STATE_QUEUED and job.parameters.gate == "-1%"
     assert parts.announcer.waiting() == {job.id}
     assert (await stub.GetJob(api.GetJobRequest(job_id=job.id))).job == job
-    for _ in range(2):
-        await stub.SubmitJob(request())
+    first, again = [await stub.SubmitJob(request(submission="mine-1234")) for _ in range(2)]
+    assert first == again
+    other = request(submission="mine-1234", settings={"training.epochs": "2"})
+    fault = await fault_from(stub.SubmitJob(other))
+    assert fault.reason is Reason.BAD_JOB and first.job.id in fault.text
+    await stub.SubmitJob(request())
     assert await refused(stub.SubmitJob(request())) is Reason.TOO_MANY_JOBS
     states = [api.JOB_STATE_QUEUED]
     assert len((await stub.ListJobs(api.ListJobsRequest(states=states))).jobs) == 3

@@ -418,8 +418,9 @@ def test_options_are_read_from_text_and_json() -> None:
     assert options_of(system, raw) == FinetuneOptions((0.1, 0.2), (1, 3), users=0)
     for raw, match in (
         ({"rate": 1}, "no option 'rate': there are history, rates"),
-        ({"users": "many"}, "users: 'many' is no int"),
+        ({"users": "many"}, "users: 'many' is no whole number"),
         ({"steps": "0"}, "at least 1"),
+        ({"rates": 5}, "rates: 5 is no list"),
     ):
         with pytest.raises(ValueError, match=match):
             options_of(system, raw)

@@ -309,6 +309,22 @@ def test_folder_with_a_log_and_other_tables(tmp_path: Path) -> None:
     log = read_log(tmp_path)
     assert rows_of(log) == [("1", "10", 5)]
     assert log.titles == {"10": "Ten"}
+    assert any(note.startswith("left out people.csv, README.txt: ") for note in log.notes)
+
+
+def test_a_part_with_other_columns_is_said(tmp_path: Path) -> None:
+    for name, header in (("a", "user,item,time"), ("b", "who,sku,at"), ("c", "user,item,time")):
+        (tmp_path / f"{name}.csv").write_text(f"{header}\n1,2,3\n", encoding="utf-8")
+    log = read_log(tmp_path)
+    assert len(log) == 2
+    assert any(note.startswith("left out b.csv: without") for note in log.notes)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user,user,item,time\n1,2,3,4\n", encoding="utf-8")
+    with pytest.raises(DataError, match="two columns are called 'user'"):
+        read_log(path)
 
 
 def test_folders_that_are_not_clear(tmp_path: Path) -> None:

@@ -170,6 +170,22 @@ def test_default_filter() -> None:
     assert default_filter(make_log(spread)) == FilterConfig(5, 5)  # too many items would go
 
 
+def test_a_log_that_repeats_its_rows_is_as_the_log_without() -> None:
+    once = [(f"u{u}", f"i{(u + t) % 15}", t) for u in range(40) for t in range(12)]
+    log = make_log(once * 3)
+    assert default_filter(log) == FilterConfig()
+    data, plain = (prepare(each, FilterConfig()) for each in (log, make_log(once)))
+    assert histories(data) == histories(plain)
+    with pytest.raises(DataError, match=r"480 interactions; 0 users have at least 20"):
+        prepare(log, PAPER_FILTER)
+
+
+def test_one_item_is_no_catalogue() -> None:
+    rows = [(f"u{u}", "i", t) for u in range(9) for t in range(9)]
+    with pytest.raises(DataError, match=r"1 of 1 items.*--item-column"):
+        prepare(make_log(rows), FilterConfig(1, 1))
+
+
 @pytest.fixture(scope="module")
 def data() -> SequenceDataset:
     return prepare(generate_log(users=60, items=200, seed=3), FilterConfig(3, 1))
