@@ -62,8 +62,8 @@ def test_a_job_is_watched_until_its_version_is_published(running):
         (("submit", "--data", "synthetic", "--set", "epochs"), Exit.USAGE, "NAME=VALUE"),
         (("submit", "--data", "synthetic", "--gate", "x"), Exit.USAGE, "use off, a share"),
         (("show", "none"), Exit.FAILED, "there is no job 'none'"),
-        (("promote", "none"), Exit.FAILED, "none"),
-        (("rollback", "--label", "none"), Exit.FAILED, "there is no label"),
+        (("promote", "none"), Exit.BAD_VERSION, "none"),
+        (("rollback", "--label", "none"), Exit.BAD_VERSION, "there is no label"),
         (("list", "--state", "odd"), Exit.USAGE, "--state is one of"),
     ],
 )
