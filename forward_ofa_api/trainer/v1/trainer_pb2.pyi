@@ -518,7 +518,8 @@ class SubmitJobRequest(_message.Message):
     SUBMISSION_ID_FIELD_NUMBER: _builtins.int
     submission_id: _builtins.str
     """The caller's own id, 8 to 64 of A-Z a-z 0-9 _ -: the same id again, for
-    example after a lost answer, gives the same job and makes no second one.
+    example after a lost answer, gives the same job and makes no second one;
+    with other parameters it is refused (BAD_JOB).
     """
     @_builtins.property
     def parameters(self) -> Global___JobParameters:
