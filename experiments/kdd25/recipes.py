@@ -302,7 +302,7 @@ def variants(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
     rows = []
     if recipe == DEFAULT:
         rows = [_row(dataset, backbone, s, recipe) for s in ("device-rec", "forward-ofa")]
-        for each in (_control(dataset, backbone), *VARIANTS):
+        for each in (*_controls(dataset, backbone), *VARIANTS):
             cell = Cell(
                 dataset, backbone, each.system, blocks=each.blocks, recipe=recipe,
                 overrides=each.overrides,
@@ -311,11 +311,16 @@ def variants(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
     return Part("variants", dataset, backbone, tuple(rows), recipe)
 
 
-def _control(dataset: str, backbone: str) -> Variant:
-    """DeviceRec with as many epochs as Forward-OFA has with the DeviceRec that it starts from."""
+def _controls(dataset: str, backbone: str) -> tuple[Variant, Variant]:
+    """DeviceRec with as many epochs as Forward-OFA has with the DeviceRec that it starts from, and
+    Forward-OFA from that one."""
     config = training_recipe(DEFAULT, backbone, ALL[dataset].interactions)
     epochs = config.device_rec.epochs + config.training.epochs
-    return Variant(f"{epochs} epochs", "device-rec", (("device_rec.epochs", epochs),))
+    longer = (("device_rec.epochs", epochs),)
+    return (
+        Variant(f"{epochs} epochs", "device-rec", longer),
+        Variant(f"from a DeviceRec of {epochs} epochs", "forward-ofa", longer),
+    )
 
 
 RECIPES: dict[str, Recipe] = {
