@@ -40,12 +40,13 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     try:
         config = configuration(options)
-        data, device = load(options), find_device(options.device)
+        options.device = find_device(options.device)
+        data = load(options)
         chosen = makers(options.bases)
         cases = [Case(name, make(data, config)) for name, make in chosen.items()]
     except (ValueError, DataError) as error:
         parser.error(str(error))
-    measure(cases, options.rounds, options.warmup, device)
+    measure(cases, options.rounds, options.warmup, options.device)
     memory = {} if options.no_memory else {case.name: _memory(options, case.name) for case in cases}
     rows = [_row(case, cases[0], memory.get(case.name)) for case in cases]
     _show(out, rows, options, data)

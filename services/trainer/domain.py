@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from services.errors import Fault, Reason
@@ -59,7 +60,7 @@ class LocalTrainer:
         kept = self._records.add(jobs.noted(job, now, "submitted"), self._settings.max_jobs)
         if kept.id == job.id:
             self._announce(kept)
-        elif kept.parameters != parameters:
+        elif replace(kept.parameters, gate=parameters.gate) != parameters:  # resuming may change it
             raise Fault(
                 Reason.BAD_JOB,
                 problem=f"job {kept.id} of other parameters has this submission id: give another",

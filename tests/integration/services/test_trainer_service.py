@@ -112,6 +112,10 @@ async def test_calls_without_a_worker(service, parts):
     assert await watching.read() is grpc.aio.EOF
     resumed = (await stub.ResumeJob(api.ResumeJobRequest(job_id=job.id, gate="off"))).job
     assert (resumed.state, resumed.parameters.gate) == (api.JOB_STATE_QUEUED, "off")
+    await stub.CancelJob(api.CancelJobRequest(job_id=first.job.id))
+    await stub.ResumeJob(api.ResumeJobRequest(job_id=first.job.id, gate="off"))
+    again = await stub.SubmitJob(request(submission="mine-1234"))
+    assert again.job.id == first.job.id
     assert await refused(stub.RetryJob(api.RetryJobRequest(job_id=job.id))) is Reason.JOB_STATE
     assert await refused(stub.GetJob(api.GetJobRequest(job_id="none"))) is Reason.UNKNOWN_JOB
     bad = api.ResumeJobRequest(job_id=job.id, gate="x")
