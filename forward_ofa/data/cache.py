@@ -14,14 +14,13 @@ entries that were used last are kept, `KEPT` of them.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.data.splitting import Split, SplitConfig
 from forward_ofa.data.titles import title_files
 from forward_ofa.data.workspace import IdTable, Workspace, open_array
+from forward_ofa.locks import locked
 
 FORMAT = "forward-ofa-prepared/2"
 KEPT = 8
@@ -87,7 +87,7 @@ def _through(
     data = _opened(folder)
     if data is not None:
         return data
-    with _locked(home / f".{key}.lock"):
+    with locked(home / f".{key}.lock", wait=True):
         data = _opened(folder)  # another process may have made it while we waited
         if data is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -223,29 +223,22 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
 def _work_folder(home: Path) -> Iterator[Path]:
     """An empty folder, removed at the end; those that killed processes left are removed too."""
     for stale in home.glob(".work-*"):
-        try:
-            with (stale / "lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError), locked(stale / "lock", wait=False) as left:  # or just going
+            if left:
                 shutil.rmtree(stale, ignore_errors=True)
-        except OSError:  # in use, or just going
-            continue
-    work = Path(tempfile.mkdtemp(prefix=".work-", dir=home))
-    try:
-        with (work / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    while True:
+        work = Path(tempfile.mkdtemp(prefix=".work-", dir=home))
+        with locked(work / "lock", wait=True):
+            if not (work / "lock").exists():
+                continue  # another process took it for one that was left, before it was locked
+            try:
+                yield work
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+            return
 
 
 def _sweep(home: Path, used: str) -> None:

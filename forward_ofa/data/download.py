@@ -9,7 +9,6 @@ published, that of the first download stays in `NAME.sha256`, and later ones mus
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import http.client
 import os
@@ -21,8 +20,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from email.message import Message
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
@@ -30,6 +28,7 @@ from urllib.parse import urlsplit
 
 from forward_ofa.data.log import DataError
 from forward_ofa.data.named import DATASETS, RemoteDataset, suggest
+from forward_ofa.locks import locked
 
 Progress = Callable[[int, int | None], None]
 """Called with (bytes so far, bytes in all or None)."""
@@ -66,7 +65,7 @@ def fetch(
         raise DataError(f"{name!r} is not a known data set. Known: {suggest(datasets)}.")
     remote, target = datasets[name], cache_dir / name
     try:
-        with _locked(cache_dir, name):
+        with locked(cache_dir / f".{name}.lock", wait=True):
             if not target.is_dir():
                 part = cache_dir / f"{name}.part"
                 _download(remote, part, cache_dir / f"{name}.sha256", progress)
@@ -80,14 +79,6 @@ def fetch(
             "some space; what has arrived is kept.",
         ) from None  # fmt: skip
     return target
-
-
-@contextmanager
-def _locked(cache_dir: Path, name: str) -> Iterator[None]:
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with (cache_dir / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _download(remote: RemoteDataset, part: Path, record: Path, progress: Progress | None) -> None:
