@@ -12,7 +12,7 @@ from rich.table import Table
 
 from forward_ofa_cli.console import console as wide
 from forward_ofa_cli.errors import CommandError, Exit
-from forward_ofa_cli.train import Overrides, Setting, configured, overridden
+from forward_ofa_cli.train import Given, Setting, configured, overridden
 
 if TYPE_CHECKING:
     from forward_ofa_device.backbones.contract import BackboneConfig
@@ -76,7 +76,7 @@ def cost(
                 if system is None:
                     tables[config.name] = cost_table(wanted, extracted)
                 else:
-                    chosen = Overrides(settings=settings or ())
+                    chosen = Given(texts=settings or ())
                     tables[config.name] = _of_system(system, wanted, extracted, chosen)
             except ValueError as error:
                 raise CommandError(str(error), Exit.USAGE) from None
@@ -94,7 +94,7 @@ def cost(
 
 
 def _of_system(
-    name: str, backbone: BackboneConfig, extractor_history: int, given: Overrides
+    name: str, backbone: BackboneConfig, extractor_history: int, given: Given
 ) -> dict[str, Any]:
     """What one device's network costs in a system, and what the device runs beside it.
 

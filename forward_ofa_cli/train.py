@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +31,10 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: a GPU if 
 Setting = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="An option of the system's own; may be repeated."
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other value of the configuration, such as "
+        "method.structure_until=0.7, or an option of the system's own; again for more.",
     ),
 ]
 
@@ -108,23 +111,24 @@ def train(
 
     `forward-ofa train --run-dir runs/ml-1m --resume`  goes on with log and settings as they were.
     """
-    given = Overrides(
-        training={
-            "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size,
-            "seed": seed,
+    given = Given(
+        own={"epochs": epochs, "batch_size": batch_size},
+        every={"learning_rate": learning_rate, "seed": seed},
+        named={
+            "device_rec.epochs": device_rec_epochs,
+            "foundation.training.epochs": foundation_epochs,
+            "method.extractor_history": extractor_history,
+            "method.compact_weight": compact_weight,
+            "method.temperature": temperature,
+            "method.bases": bases,
+            "method.backbone.blocks": blocks,
+            "method.backbone.hidden": hidden,
+            "method.backbone.history": history,
+            "candidates": candidates,
+            "compare": compare,
         },
-        device_rec={"epochs": device_rec_epochs, "learning_rate": learning_rate, "seed": seed},
-        foundation={"epochs": foundation_epochs, "seed": seed},
-        method={
-            "extractor_history": extractor_history,
-            "compact_weight": compact_weight,
-            "temperature": temperature,
-            "bases": bases,
-        },
-        backbone={"blocks": blocks, "hidden": hidden, "history": history},
-        run={"candidates": candidates, "compare": compare},
-        settings=settings or (),
-    )  # fmt: skip
+        texts=settings or (),
+    )
     base = Base(recipe, backbone, system)
     with ranks(device) as (own_device, main):
         out = console(stderr=as_json) if main else Console(quiet=True)
@@ -177,23 +181,24 @@ class Place:
     device: str
 
 
-Given = Mapping[str, int | float | None]
+Values = Mapping[str, int | float | None]
 
 
 @dataclass(frozen=True)
-class Overrides:
-    """Options that were given; None: as the recipe has it. settings: texts NAME=VALUE."""
+class Given:
+    """Options that were given, None: as the recipe has it.
 
-    training: Given = field(default_factory=dict)
-    device_rec: Given = field(default_factory=dict)
-    foundation: Given = field(default_factory=dict)
-    method: Given = field(default_factory=dict)
-    backbone: Given = field(default_factory=dict)
-    run: Given = field(default_factory=dict)
-    settings: Sequence[str] = ()
+    own: of the stage that trains the system. every: of DeviceRec too, and the seed of the
+    foundation. named: by the setting's name. texts: NAME=VALUE of --set, which count most.
+    """
+
+    own: Values = field(default_factory=dict)
+    every: Values = field(default_factory=dict)
+    named: Values = field(default_factory=dict)
+    texts: Sequence[str] = ()
 
 
-def _train(chosen: source.Source, given: Overrides, base: Base, place: Place, out: Console) -> Run:
+def _train(chosen: source.Source, given: Given, base: Base, place: Place, out: Console) -> Run:
     from forward_ofa.distributed import main_first, own_folder
     from forward_ofa.runs import require_base
 
@@ -311,64 +316,53 @@ def stored_config(folder: Path) -> RunConfig:
         ) from None
 
 
-def overridden(config: RunConfig, given: Overrides) -> RunConfig:
+def overridden(config: RunConfig, given: Given) -> RunConfig:
     """`config` with the values that were given; raises CommandError for impossible ones."""
-    first = config.foundation
-    if first is None and given.foundation.get("epochs") is not None:
-        raise CommandError("--foundation-epochs: this recipe has no foundation", Exit.USAGE)
-    _refuse_unread(config, given)
+    from forward_ofa.settings import require_used, with_settings
+
     try:
-        if first is not None:
-            training = replace(first.training, **_chosen(given.foundation))
-            first = replace(first, training=training)
-        training = replace(config.training, **_chosen(given.training))
-        device_rec = replace(config.device_rec, **_chosen(given.device_rec))
-        if config.system == "device-rec":  # one training, whichever option named it
-            device_rec = replace(device_rec, **_chosen(given.training))
-        backbone = replace(config.method.backbone, **_chosen(given.backbone))
-        return replace(
-            config,
-            foundation=first,
-            training=training,
-            device_rec=device_rec,
-            method=replace(config.method, backbone=backbone, **_chosen(given.method)),
-            options=_options(config, given.settings),
-            **_chosen(given.run),
-        )
+        texts = _texts(given.texts)
+        changed = with_settings(with_settings(config, _flags(config, given)), texts)
+        require_used(changed, texts)
     except ValueError as error:
         raise CommandError(str(error), Exit.USAGE) from None
+    return changed
 
 
-def _refuse_unread(config: RunConfig, given: Overrides) -> None:
-    """Raises CommandError for an option that the system would not read."""
-    from forward_ofa.systems import system_named
+def _flags(config: RunConfig, given: Given) -> dict[str, Any]:
+    """Options of their own as settings; raises ValueError for one that would not be read."""
+    from forward_ofa.systems import DEVICE_REC, system_named
 
     system = system_named(config.system)
-    unread = [name for name in _chosen(given.method) if not system.uses(f"method.{name}")]
-    if not system.own_steps:
-        unread += [name for name in ("epochs", "batch_size") if name in _chosen(given.training)]
-    if unread:
-        raise CommandError(
-            f"--{unread[0].replace('_', '-')}: {system.title} has no use for it; "
-            "`forward-ofa systems` lists what it has",
-            Exit.USAGE,
-        )
+    own = "device_rec" if system.name == DEVICE_REC else "training"
+    found = _chosen(given.named)
+    found |= {f"{own}.{name}": value for name, value in _chosen(given.own).items()}
+    for setting in found:
+        flag = "--" + setting.rpartition(".")[2].replace("_", "-")
+        if setting.startswith("foundation.") and config.foundation is None:
+            raise ValueError("--foundation-epochs: this recipe has no foundation")
+        if not system.uses(setting):
+            raise ValueError(
+                f"{flag}: {system.title} has no use for it; `forward-ofa systems` lists what it has"
+            )
+    for name, value in _chosen(given.every).items():
+        stages = ["device_rec", "training"]
+        if name == "seed" and config.foundation is not None:
+            stages.append("foundation.training")
+        found |= {f"{stage}.{name}": value for stage in stages}
+    return found
 
 
-def _chosen(values: Given) -> dict[str, Any]:
+def _chosen(values: Values) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _options(config: RunConfig, settings: Sequence[str]) -> Any:
-    """The system's own options with those of `--set`; raises ValueError for impossible ones."""
-    from forward_ofa.systems import options_of, system_named
-
-    if not settings:
-        return config.options
-    raw = {} if config.options is None else dict(vars(config.options))
+def _texts(settings: Sequence[str]) -> dict[str, str]:
+    """Those of `--set`; raises ValueError for one without a value."""
+    found = {}
     for text in settings:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set {text}: give NAME=VALUE")
-        raw[name.strip().replace("-", "_")] = value.strip()
-    return options_of(system_named(config.system), raw)
+        found[name.strip().replace("-", "_")] = value.strip()
+    return found

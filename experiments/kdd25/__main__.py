@@ -22,6 +22,9 @@ from experiments.kdd25.runner import CellError, Plan, failures, forget, schedule
 from experiments.kdd25.summary import Results, duration
 from experiments.kdd25.workers import run_workers
 
+_SHOWN = 20
+"""Unfinished cells that are named; those that failed come first."""
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Exit status: 0 if all that was asked is finished, 1 if something is missing, 2 for usage."""
@@ -111,10 +114,12 @@ def _report(plan: Plan, parts: Sequence[Part], arguments: argparse.Namespace) ->
     print(f"The report: {path}")
     if missing:
         print(f"{len(missing)} of {len(plan.cells)} cells are not finished:", file=sys.stderr)
-        for cell in missing:
+        for cell in sorted(missing, key=lambda cell: cell not in failed)[:_SHOWN]:
             blocked = status(plan, cell, records) == "blocked"
             why = failed.get(cell) or ("needs a cell that failed" if blocked else "not run")
             print(f"  {cell.name}: {why}", file=sys.stderr)
+        if len(missing) > _SHOWN:
+            print(f"  and {len(missing) - _SHOWN} more: --list has all", file=sys.stderr)
     return 1 if missing else 0
 
 

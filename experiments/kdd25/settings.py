@@ -9,15 +9,14 @@ from typing import Any
 
 from experiments.kdd25.cells import OPTION, STAGES, Cell
 from experiments.kdd25.results import Record, Records, read_index
-from forward_ofa.config import MethodConfig, RunConfig, TrainingConfig
+from forward_ofa.config import MethodConfig, RunConfig
 from forward_ofa.recipes import recipe
 from forward_ofa.runs import run_config_from_json
-from forward_ofa.systems import options_of, system_named
+from forward_ofa.settings import with_settings
+from forward_ofa.systems import system_named
 
-_QUICK_OPTIONS: dict[str, dict[str, Any]] = {
-    "finetune": {"rates": (0.1,), "steps": (2,), "history": 10}
-}
-"""Of systems whose training has no epochs that could be fewer."""
+_QUICK = {"options.rates": (0.1,), "options.steps": (2,), "options.history": 10}
+"""Finetune's, whose training has no epochs that could be fewer."""
 
 
 def configure(cell: Cell, interactions: int, quick: bool = False) -> RunConfig:
@@ -26,35 +25,29 @@ def configure(cell: Cell, interactions: int, quick: bool = False) -> RunConfig:
     Raises ValueError for a system, recipe or setting that does not exist.
     """
     config = recipe(cell.recipe, cell.backbone, interactions, cell.system)
-    given: dict[str, Any] = dict(cell.overrides)
-    own = _taken(given, OPTION)
+    stages = [stage for stage in STAGES if getattr(config, stage) is not None]
+    settings: dict[str, Any] = {"compare": True, "method.backbone.blocks": cell.blocks}
+    for stage in stages:
+        settings[_of_stage(stage, "seed")] = cell.seed
+        if cell.epochs is not None:
+            settings[_of_stage(stage, "epochs")] = cell.epochs
+    settings |= {_setting(name): value for name, value in cell.overrides}
     if quick:
-        own |= _QUICK_OPTIONS.get(cell.system, {})
-    stages = {name: _taken(given, f"{name}.") for name in STAGES}
-    given["backbone"] = replace(config.method.backbone, blocks=cell.blocks)
-    method = replace(config.method, **given)
-
-    def budget(stage: str, training: TrainingConfig) -> TrainingConfig:
-        changed = {} if cell.epochs is None else {"epochs": cell.epochs}
-        changed = {**changed, **stages[stage], "seed": cell.seed}
-        return replace(training, **(changed | {"epochs": 1} if quick else changed))
-
-    foundation = config.foundation
-    if foundation is not None:
-        training = budget("foundation", foundation.training)
-        foundation = replace(foundation, training=training)
-    return replace(
-        config, method=method, foundation=foundation,
-        training=budget("training", config.training),
-        device_rec=budget("device_rec", config.device_rec), compare=True,
-        options=options_of(system_named(cell.system), own) if own else config.options,
-    )  # fmt: skip
+        settings |= {_of_stage(stage, "epochs"): 1 for stage in stages}
+        settings |= _QUICK if cell.system == "finetune" else {}
+    return with_settings(config, settings)
 
 
-def _taken(given: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Takes what begins with the prefix out of `given`; without the prefix."""
-    names = [name for name in given if name.startswith(prefix)]
-    return {name.removeprefix(prefix): given.pop(name) for name in names}
+def _setting(name: str) -> str:
+    """An override by the name that `with_settings` knows: a bare one is of MethodConfig."""
+    stage, _, rest = name.partition(".")
+    if stage in STAGES:
+        return _of_stage(stage, rest)
+    return name if name.startswith(OPTION) else f"method.{name}"
+
+
+def _of_stage(stage: str, name: str) -> str:
+    return f"{stage}.training.{name}" if stage == "foundation" else f"{stage}.{name}"
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:

@@ -8,12 +8,11 @@ first job, not with this module.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from forward_ofa.config import RunConfig
 from forward_ofa.data import (
@@ -28,6 +27,7 @@ from forward_ofa.data import (
     locate,
     prepare,
 )
+from forward_ofa.values import typed
 from forward_ofa_device.backbones import build
 from services.ports import JobParameters
 from services.registry.contract import STABLE, is_label
@@ -35,12 +35,6 @@ from services.trainer.gate import parse_gate
 
 SYNTHETIC = "synthetic"
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
-_NO_SETTINGS = {
-    "system": "it has a field of its own, --system of `forward-ofa jobs submit`",
-    "options": "name one of them, options.NAME; `forward-ofa systems` lists them",
-    "compare": "a job always trains DeviceRec to compare with, `forward-ofa train --no-compare` "
-    "does without",
-}
 _SERVED = "forward-ofa"
 _COLUMNS = ("user_column", "item_column", "time_column")
 _FILTER = tuple(field.name for field in dataclasses.fields(FilterChoice))
@@ -109,33 +103,21 @@ def read(parameters: JobParameters, cache: Path) -> SequenceDataset:
 def configure(parameters: JobParameters, interactions: int) -> RunConfig:
     """The recipe, with single values replaced. Raises BadParameters."""
     from forward_ofa.recipes import recipe
+    from forward_ofa.settings import require_used, with_settings
 
+    if "compare" in parameters.settings:
+        raise BadParameters(
+            "'compare' is no setting of a job: it always trains DeviceRec to compare with, "
+            "`forward-ofa train --no-compare` does without"
+        )
     try:
         config = recipe(parameters.recipe, parameters.backbone, interactions, parameters.system)
-        for name, text in parameters.settings.items():
-            if name in _NO_SETTINGS:
-                raise BadParameters(f"{name!r} is no setting: {_NO_SETTINGS[name]}")
-            config = _replaced(config, name, name.split("."), text)
-            _refuse_unread(parameters.system, name)
+        config = with_settings(config, parameters.settings)
+        require_used(config, parameters.settings)
         build(config.method.backbone)
     except ValueError as error:
         raise BadParameters(str(error)) from error
     return config
-
-
-def _refuse_unread(system_name: str, setting: str) -> None:
-    """Raises BadParameters for a setting that the system would not read."""
-    from forward_ofa.systems import DEVICE_REC, system_named
-
-    system = system_named(system_name)
-    if system.uses(setting):
-        return
-    instead = (
-        f"device_rec.{setting.partition('.')[2]} is"
-        if system_name == DEVICE_REC
-        else ("`forward-ofa systems` lists what is")
-    )
-    raise BadParameters(f"setting {setting!r}: {system.title} has no use for it; {instead} read")
 
 
 def _check_rest(parameters: JobParameters) -> None:
@@ -181,67 +163,17 @@ def _rules(log: Mapping[str, str]) -> tuple[ColumnNames, FilterChoice, SplitConf
     try:
         user, item, moment = (given.get(name) for name in _COLUMNS)
         columns = ColumnNames(user, item, moment, header)
-        return columns, _typed(FilterChoice, given), _typed(SplitConfig, given)
+        return columns, _built(FilterChoice, given), _built(SplitConfig, given)
     except ValueError as error:
         raise BadParameters(f"the log's options: {error}") from error
 
 
-def _typed(kind: type[T], texts: Mapping[str, str]) -> T:
+def _built(kind: type[T], texts: Mapping[str, str]) -> T:
     hints = typing.get_type_hints(kind)
-    return kind(**{
-        name: _parsed(name, text, hints[name]) for name, text in texts.items() if name in hints
-    })  # fmt: skip
+    given = {name: typed(name, text, hints[name]) for name, text in texts.items() if name in hints}
+    return kind(**given)
 
 
 def _one_of(what: str, given: str, known: tuple[str, ...]) -> None:
     if given not in known:
         raise BadParameters(f"unknown {what} {given[:64]!r}: there are {', '.join(known)}")
-
-
-def _replaced(config: Any, name: str, path: list[str], text: str) -> Any:
-    """`config` with the field at `path` set to what `text` means for its type."""
-    hints = typing.get_type_hints(type(config))
-    field, rest = path[0], path[1:]
-    if field not in hints:
-        known = ", ".join(hint for hint in hints if path != [name] or hint not in _NO_SETTINGS)
-        raise BadParameters(f"unknown setting {name!r}: {field!r} is none of {known}")
-    value = getattr(config, field)
-    if rest:
-        if not dataclasses.is_dataclass(value):
-            raise BadParameters(f"setting {name!r}: {field} has no parts in this recipe")
-        new = _replaced(value, name, rest, text)
-    elif dataclasses.is_dataclass(value) and not _means_none(text, hints[field]):
-        parts = ", ".join(f"{name}.{part.name}" for part in dataclasses.fields(value))
-        raise BadParameters(f"setting {name!r} has parts: name one of {parts}")
-    else:
-        new = _parsed(name, text, hints[field])
-    return dataclasses.replace(config, **{field: new})
-
-
-def _parsed(name: str, text: str, hint: Any) -> Any:
-    if _means_none(text, hint):
-        return None
-    kinds = set(typing.get_args(hint)) or {hint}
-    if any(typing.get_origin(kind) is typing.Literal for kind in kinds):
-        return text  # its class says which ones there are
-    if bool in kinds:
-        if text not in ("true", "false"):
-            raise BadParameters(f"setting {name}: true or false, not {text[:64]!r}")
-        return text == "true"
-    try:
-        if typing.get_origin(hint) is tuple:
-            part = typing.get_args(hint)[0]
-            return tuple(_parsed(name, each, part) for each in text.split(","))
-        for kind in (int, float):
-            if kind in kinds and math.isfinite(number := kind(text)):
-                return number
-    except (ValueError, OverflowError):  # OverflowError: digits beyond any float
-        pass
-    else:
-        if str in kinds or typing.get_origin(hint) is typing.Literal:
-            return text
-    raise BadParameters(f"setting {name}: {text[:64]!r} is no value that fits")
-
-
-def _means_none(text: str, hint: Any) -> bool:
-    return text == "none" and type(None) in typing.get_args(hint)

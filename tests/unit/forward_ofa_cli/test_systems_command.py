@@ -68,6 +68,9 @@ def test_replaced_blocks_are_evaluated_in_place_of_the_chosen_ones(trained) -> N
     [
         (("--system", "best"), 2, "unknown system 'best': there are forward-ofa"),
         (("--set", "steps=1"), 2, "system forward-ofa has no options of its own"),
+        (("--set", "system=duet"), 2, "chosen with --system"),
+        (("--system", "duet", "--set", "method.keep_bias=1"), 2, "DUET has no use for it"),
+        (("--set", "method.structure_from=0.7"), 2, "structure_until must be more than"),
         (("--system", "finetune", "--set", "steps"), 2, "give NAME=VALUE"),
         (("--system", "finetune", "--set", "steps=0"), 2, "at least 1"),
         (("--system", "finetune", "--epochs", "2"), 2, "--epochs: Finetune has no use for it"),
@@ -83,6 +86,17 @@ def test_what_cannot_be_is_said_and_leaves_nothing(
     result = run("train", "--data", log, "--run-dir", tmp_path / "run", *TINY, *arguments)
     assert (result.exit_code, text in result.stderr) == (code, True), result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_any_value_of_the_configuration_can_be_set(trained, tmp_path: Path) -> None:
+    log, _ = trained
+    settings = ("--seed", "3", "--set", "foundation=none", "--set", "method.structure-until=0.75")
+    result = run("train", "--data", log, "--run-dir", tmp_path / "run", *TINY[2:], *settings)
+    assert result.exit_code == 0, result.output
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["foundation"], config["training"]["seed"]) == (None, 3)
+    assert config["method"]["structure_until"] == 0.75
+    assert "structure: from 0% to 75% of training" in result.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -151,7 +151,7 @@ def test_a_cell_changes_fields_of_the_method_and_of_how_a_stage_is_trained():
     (needed,) = requirements(cell)
     assert (needed.system, needed.overrides) == ("device-rec", (("device_rec.epochs", 3),))
     wrong = Cell("ml-100k", "sasrec", "forward-ofa", overrides=(("training.epoch", 3),))
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match=r"unknown setting 'training\.epoch'"):
         configure(wrong, 95_000)
 
 

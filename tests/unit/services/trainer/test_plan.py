@@ -34,8 +34,8 @@ def unserved(system: str, setting: str, value: str) -> dict[str, object]:
         ({"settings": {"device_rec.epoch": "1"}}, "'epoch' is none of epochs"),
         ({"settings": {"device_rec": "1"}}, "device_rec.epochs"),
         ({"settings": {"device_rec.epochs": "0"}}, "epochs must be at least 1"),
-        ({"settings": {"device_rec.epochs": "1.5"}}, "no value that fits"),
-        ({"settings": {"device_rec.learning_rate": "nan"}}, "no value that fits"),
+        ({"settings": {"device_rec.epochs": "1.5"}}, "'1.5' is no whole number"),
+        ({"settings": {"device_rec.learning_rate": "nan"}}, "'nan' is no finite number"),
         ({"settings": {"warm_start": "yes"}}, "true or false"),
         ({"settings": {"method.backbone.blocks": "65"}}, "hidden"),
         ({"settings": {"method.backbone.norm": "post"}}, "norm"),
@@ -56,7 +56,7 @@ def unserved(system: str, setting: str, value: str) -> dict[str, object]:
         ({"data": "/dev/zero"}, "neither a regular file nor a folder"),
         ({"settings": {"training.seed": "-1"}}, "at most 4,294,967,295"),
         ({"settings": {"training.seed": "9" * 20}}, "seed must be"),
-        ({"settings": {"training.seed": "9" * 400}}, "no value that fits"),
+        ({"settings": {"training.seed": "9" * 400}}, "seed must be"),
         ({"settings": {"device_rec.seed": "-7"}}, "seed must be"),
         ({"settings": {"foundation.training.seed": "-7"}}, "seed must be"),
         ({"settings": {"training.epochs": "1000000000"}}, "at most 100,000"),
@@ -77,7 +77,14 @@ def unserved(system: str, setting: str, value: str) -> dict[str, object]:
         (unserved("duet", "method.structure_until", "0.5"), "DUET has no use for it"),
         (unserved("device-rec", "training.epochs", "9"), "device_rec.epochs is read"),
         (unserved("finetune", "training.epochs", "9"), "Finetune has no use for it"),
-        (unserved("finetune", "options.rates", "0.1,fast"), "no value that fits"),
+        (unserved("finetune", "options.rates", "0.1,fast"), "'fast' is no finite number"),
+        (unserved("finetune", "rates", "0.1,fast"), "'fast' is no finite number"),
+        (unserved("gater", "rates", "0.1"), "'rates' is none of bottleneck"),
+        ({"settings": {"epochs": "3"}}, "unknown setting 'epochs': it is none of method"),
+        ({"settings": {"foundation": "none", "foundation.length": "9"}}, "set as a whole too"),
+        ({"settings": {"foundation.length": "9", "foundation": "none"}}, "set twice"),
+        ({"settings": {"candidates.most": "9"}}, "candidates has no parts"),
+        ({"settings": {"training.epochs": "9" * 5000}}, "is no whole number"),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_hint(tmp_path, changes, text):
@@ -114,8 +121,13 @@ def test_settings_replace_the_recipes_values():
     assert config.method.backbone.dilations == (1, 2)
     assert (config.warm_start, config.foundation) == (False, None)
     assert config.device_rec.weight_decay == 1.0
-    config = plan.configure(replace(GOOD, **unserved("finetune", "options.rates", "0.01,0.1")), 0)
-    assert config.options.rates == (0.01, 0.1)
+    for name in ("options.rates", "rates"):
+        config = plan.configure(replace(GOOD, **unserved("finetune", name, "0.01,0.1")), 0)
+        assert config.options.rates == (0.01, 0.1)
+    later = {"method.structure_from": "0.6", "method.structure_until": "0.9"}
+    for settings in (later, dict(reversed(later.items()))):  # neither makes sense alone
+        config = plan.configure(replace(GOOD, settings=settings), 0)
+        assert (config.method.structure_from, config.method.structure_until) == (0.6, 0.9)
 
 
 @pytest.mark.parametrize(
