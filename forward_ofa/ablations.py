@@ -54,8 +54,9 @@ class MapperOnly(ForwardOFA):
         return Adaptation(none, torch.ones_like(none), interest)
 
     def device_modules(self) -> ModuleCost:
-        """E' alone."""
-        return extractor_cost(self.config.backbone, self.config.extractor_history)
+        """E' alone, and the query if it is added."""
+        extractor = extractor_cost(self.config.backbone, self.config.extractor_history)
+        return extractor + self.query_module()
 
 
 class WithoutStructuralVector(ForwardOFA):

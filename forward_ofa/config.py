@@ -53,6 +53,8 @@ class MethodConfig:
         (see structure_mapper): less to train, fewer parameters, another quality.
     cut_probability: share of devices in training that get a drawn budget.
     retrieval_weight: weight of the cloud's retrieval loss.
+    fusion: whether devices add the cloud's query to what their network puts out, with a weight that
+        is chosen on validation (see fusion.py). Not in the paper.
     dropout: inside the backbone.
     """
 
@@ -68,6 +70,7 @@ class MethodConfig:
     bases: int = 0
     cut_probability: float = 0.0
     retrieval_weight: float = 0.2
+    fusion: bool = False
     dropout: float = 0.2
 
     def __post_init__(self) -> None:

@@ -199,6 +199,12 @@ def device_modules_cost(config: BackboneConfig, extractor_history: int) -> Modul
     return controller + extractor_cost(config, extractor_history)
 
 
+def query_cost(config: BackboneConfig) -> ModuleCost:
+    """The cloud's query from h, where devices add it to their network's output; at each refresh."""
+    products = config.hidden**2
+    return ModuleCost(products + config.hidden, Flops(products, products))
+
+
 def cloud_modules_cost(config: BackboneConfig, bases: int = 0) -> ModuleCost:
     """The L block hypernetworks (Table 5, "Forward-cloud").
 

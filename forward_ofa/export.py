@@ -46,8 +46,9 @@ def export_version(run: Run, data: SequenceDataset, staging: Path, version: str 
     starts = tuple(ids[0] for ids, _ in shards[1:])
     config = system.config
     manifest = BundleManifest(
-        version, config.backbone, config.extractor_history, starts, data.num_items
-    )
+        version, config.backbone, config.extractor_history, starts, data.num_items,
+        float(system.fusion),
+    )  # fmt: skip
     bundle = write_bundle(manifest, _device_tensors(system))
     (staging / "bundle" / "tensors.safetensors").write_bytes(bundle)
     embeddings = system.items.weight.detach()[1:].numpy()
@@ -111,9 +112,12 @@ def _write_cloud(system: ForwardOFA, staging: Path) -> None:
         # [h, 1] times this is the whole of Eq. 9, read in the order in which it lies on disk.
         blocks[f"block.{index}"] = torch.cat([hypernetwork.matrix().T, hypernetwork.bias[None]])
     save_tensors(staging / "mapper.safetensors", blocks)
-    query = {f"query.{name}": value for name, value in system.query.named_parameters()}
-    save_tensors(staging / "retrieval.safetensors", query)
+    save_tensors(staging / "retrieval.safetensors", _query(system))
     save_tensors(staging / "items.safetensors", {"embeddings": system.items.weight[1:]})
+
+
+def _query(system: ForwardOFA) -> dict[str, torch.Tensor]:
+    return {f"query.{name}": value.detach() for name, value in system.query.named_parameters()}
 
 
 def _device_tensors(system: ForwardOFA) -> dict[str, np.ndarray]:
@@ -126,6 +130,8 @@ def _device_tensors(system: ForwardOFA) -> dict[str, np.ndarray]:
     for name, value in system.controller.head.named_parameters():
         tensors[f"controller.head.{name}"] = value.detach()
     tensors |= {f"shared.{n}": v.detach() for n, v in system.shared_parameters().items()}
+    if system.fusion:
+        tensors |= _query(system)
     return {name: value.numpy() for name, value in tensors.items()}
 
 

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from forward_ofa.assembly import run_blocks
 from forward_ofa.config import MethodConfig
-from forward_ofa.cost import ModuleCost, block_costs, device_modules_cost
+from forward_ofa.cost import (
+    NO_MODULES,
+    ModuleCost,
+    block_costs,
+    device_modules_cost,
+    query_cost,
+)
 from forward_ofa.ops import TorchOps
 from forward_ofa.ranking import Networks, RankingSystem
 from forward_ofa.structure_controller import (
@@ -83,6 +89,8 @@ class ForwardOFA(RankingSystem):
         self.controller = StructureController(hidden, blocks, config.keep_bias)
         self.mapper = StructureMapper(hidden, blocks, specs, config.spread, config.bases)
         self.query = nn.Linear(hidden, hidden)
+        self.fusion: Tensor
+        self.register_buffer("fusion", torch.zeros(()))
         self.shared = nn.ParameterDict(
             {_key(s.name): nn.Parameter(initialise(s)) for s in self.backbone.shared_parameters()}
         )
@@ -133,15 +141,28 @@ class ForwardOFA(RankingSystem):
         return found
 
     def device_modules(self) -> ModuleCost:
-        """E, H and E'."""
-        return device_modules_cost(self.config.backbone, self.config.extractor_history)
+        """E, H and E', and the query if it is added."""
+        modules = device_modules_cost(self.config.backbone, self.config.extractor_history)
+        return modules + self.query_module()
+
+    def query_module(self) -> ModuleCost:
+        """What the query costs the device: nothing if it is not added."""
+        return query_cost(self.config.backbone) if self.fusion else NO_MODULES
 
     def vectors(self, batch: Batch, adaptation: Adaptation | None = None) -> Tensor:
-        """The generated networks' outputs [B, M, D] for all windows.
+        """What devices rank with [B, M, D], for all windows: in training the networks' outputs,
+        otherwise with the query added (see fusion.py).
 
         adaptation: what `adapt` said for this batch; None: it is asked.
         """
         adaptation = adaptation or self.adapt(batch)
+        found = self.outputs(batch, adaptation)
+        if not self.training:
+            found = found + self.fusion * self.query(adaptation.interest)[:, None]
+        return found
+
+    def outputs(self, batch: Batch, adaptation: Adaptation) -> Tensor:
+        """The generated networks' outputs [B, M, D] for all windows."""
         return run_blocks(
             self.backbone,
             self.ops,

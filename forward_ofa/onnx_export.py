@@ -1,9 +1,9 @@
 """The device's programs as ONNX, for runtimes other than numpy.
 
 extractor.onnx   history [N, D] item embeddings, oldest first; max_blocks [] int64
-                 -> logits [L] (as E' sees them), path [L] booleans, interest [D]
+                 -> logits [L] (as E' sees them), path [L] booleans, interest [D], offset [D]
 backbone.onnx    window [T, D], valid [T] booleans, path [L] booleans, blocks [L, P] flat
-                 parameters (rows of skipped blocks are ignored) -> vector [D]
+                 parameters (rows of skipped blocks are ignored), offset [D] -> vector [D]
 
 Weights of the backbone are inputs, so one program runs every network; a new
 runtime session for each network would cost far more than the inference.
@@ -32,8 +32,9 @@ class ExtractorProgram(nn.Module):
         super().__init__()
         self.controller = system.controller
         self.mapper_extractor = system.mapper.extractor
+        self.query, self.fusion = system.query, float(system.fusion)
 
-    def forward(self, history: Tensor, max_blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, history: Tensor, max_blocks: Tensor) -> tuple[Tensor, ...]:
         states, _ = self.controller.extractor.gru(history[None])
         logits = self.controller.head(states[:, -1])[0]
         # Rank of each logit, the earlier block first among equals, without a sort.
@@ -47,7 +48,8 @@ class ExtractorProgram(nn.Module):
         logits = torch.where(cut & wanted, torch.full_like(logits, SKIP_LOGIT), logits)
         first = F.pad(logits, (0, history.shape[-1] - logits.shape[0]))[None, None]
         states, _ = self.mapper_extractor.gru(history[None], first)
-        return logits, wanted & ~cut, states[0, -1]
+        interest = states[0, -1]
+        return logits, wanted & ~cut, interest, self.fusion * self.query(interest)
 
 
 class BackboneProgram(nn.Module):
@@ -60,14 +62,16 @@ class BackboneProgram(nn.Module):
         self.specs = tuple(system.backbone.block_parameters())
         self.shared = {name: value.detach() for name, value in system.shared_parameters().items()}
 
-    def forward(self, window: Tensor, valid: Tensor, path: Tensor, blocks: Tensor) -> Tensor:
+    def forward(
+        self, window: Tensor, valid: Tensor, path: Tensor, blocks: Tensor, offset: Tensor
+    ) -> Tensor:
         x = self.backbone.embed(self.ops, window, valid, self.shared)
         for index in range(self.backbone.config.blocks):
             parts = torch.split(blocks[index], [s.size for s in self.specs])
             own = {s.name: p.reshape(s.shape) for s, p in zip(self.specs, parts, strict=True)}
             y = self.backbone.block(self.ops, index, x, valid, own, self.shared)
             x = torch.where(path[index], y, x)
-        vector: Tensor = self.backbone.readout(self.ops, x, self.shared)
+        vector: Tensor = self.backbone.readout(self.ops, x, self.shared) + offset
         return vector
 
 
@@ -78,7 +82,7 @@ def export_onnx(system: ForwardOFA, extractor: Path, backbone: Path) -> None:
     _export(
         ExtractorProgram(system),
         {"history": torch.zeros(3, config.hidden), "max_blocks": torch.tensor(config.blocks)},
-        ["logits", "path", "interest"],
+        ["logits", "path", "interest", "offset"],
         {"history": {0: "items"}},
         extractor,
     )
@@ -87,6 +91,7 @@ def export_onnx(system: ForwardOFA, extractor: Path, backbone: Path) -> None:
         "valid": torch.ones(config.history, dtype=torch.bool),
         "path": torch.ones(config.blocks, dtype=torch.bool),
         "blocks": torch.zeros(config.blocks, size),
+        "offset": torch.zeros(config.hidden),
     }
     _export(BackboneProgram(system), window, ["vector"], {}, backbone)
 

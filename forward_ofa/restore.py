@@ -20,6 +20,7 @@ from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.evaluation import evaluate
 from forward_ofa.model import ForwardOFA
 from forward_ofa_device.backbones.contract import BackboneConfig
+from forward_ofa_device.bundle import read_bundle
 
 
 @torch.no_grad()
@@ -39,7 +40,9 @@ def restore_system(version: Path) -> tuple[ForwardOFA, list[str]]:
     _restore_blocks(system, load_file(version / "mapper.safetensors"))
     query = load_file(version / "retrieval.safetensors")
     _fill(system.query, query, "query.")
-    bundle = load_file(version / "bundle" / "tensors.safetensors")
+    tensors = version / "bundle" / "tensors.safetensors"
+    system.fusion.fill_(read_bundle(tensors.read_bytes()).manifest.fusion)
+    bundle = load_file(tensors)
     for part, gru in (
         ("controller", system.controller.extractor.gru),
         ("extractor", system.mapper.extractor.gru),

@@ -2,7 +2,7 @@
 
 A name is the path to a field of `RunConfig`, with dots: `training.epochs`, `options.rates`,
 `method.backbone.blocks`; `config.json` in a run's folder has them all. A name without a dot that
-`RunConfig` does not have is one of the system's own options: `rates`.
+`RunConfig` does not have is one of the system's own options: `rates`. Hyphens count as underscores.
 """
 
 from __future__ import annotations
@@ -13,11 +13,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from forward_ofa.config import RunConfig
+from forward_ofa.config import RunConfig, TrainingConfig
 from forward_ofa.systems import DEVICE_REC, options_of, system_named
 from forward_ofa.values import typed
 
 _OPTIONS = "options"
+_ELSEWHERE = {"system": "--system", "method.backbone.name": "--backbone"}
+"""What a recipe is made for, so that another value would leave the recipe of the first."""
+
+
+def full_name(name: str) -> str:
+    """The path of a setting, for a name as somebody wrote it."""
+    name = name.strip().replace("-", "_")
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    return name if "." in name or name in known else f"{_OPTIONS}.{name}"
 
 
 def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -28,11 +37,12 @@ def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """
     tree: dict[str, Any] = {}
     for name, value in settings.items():
-        _put(tree, name, value)
-    if "system" in tree:
-        raise ValueError("'system' is no setting: it is chosen with --system")
+        path = full_name(name)
+        if path in _ELSEWHERE:
+            raise ValueError(f"{name!r} is no setting: it is chosen with {_ELSEWHERE[path]}")
+        _put(tree, name, path, value)
     if _OPTIONS in tree:
-        config = replace(config, options=_own_options(config, tree[_OPTIONS]))
+        config = replace(config, options=_own_options(config, tree[_OPTIONS], settings))
     found: RunConfig = _replaced(config, "", tree)
     return found
 
@@ -41,45 +51,58 @@ def require_used(config: RunConfig, settings: Iterable[str]) -> None:
     """Raises ValueError for a setting that the configuration's system would not read."""
     system = system_named(config.system)
     for name in settings:
-        if system.uses(".".join(_path(name))):
+        path = full_name(name)
+        if system.uses(path):
             continue
-        instead = "`forward-ofa systems` lists what is"
-        if system.name == DEVICE_REC:
-            instead = f"device_rec.{name.rpartition('.')[2]} is"
-        raise ValueError(f"setting {name!r}: {system.title} has no use for it; {instead} read")
+        stage, _, rest = path.partition(".")
+        read = ", ".join(f"method.{each}" for each in system.reads)
+        hint = f"of method it reads backbone, dropout{', ' + read if read else ''}"
+        if stage == "training" and system.name == DEVICE_REC:
+            hint = f"device_rec.{rest} is read"
+        raise ValueError(f"setting {name!r}: {system.title} has no use for it; {hint}")
 
 
-def _path(name: str) -> list[str]:
-    known = {field.name for field in dataclasses.fields(RunConfig)}
-    return name.split(".") if "." in name or name in known else [_OPTIONS, name]
-
-
-def _put(tree: dict[str, Any], name: str, value: Any) -> None:
-    *parents, last = _path(name)
+def _put(tree: dict[str, Any], name: str, path: str, value: Any) -> None:
+    *parents, last = path.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise ValueError(f"setting {name!r}: {parent} is set as a whole too")
     if last in tree:
         raise ValueError(f"setting {name!r}: it, or a part of it, is set twice")
+    if isinstance(value, dict):
+        raise ValueError(f"setting {name!r}: name its parts, {path}.NAME")
     tree[last] = value
 
 
-def _own_options(config: RunConfig, given: Any) -> Any:
+def _own_options(config: RunConfig, given: Any, settings: Mapping[str, Any]) -> Any:
     """The options of the system, with defaults if the configuration has none."""
+    system = system_named(config.system)
+    known = {f.name for f in dataclasses.fields(system.options)} if system.options else set()
     if not isinstance(given, dict):
         raise ValueError(
             f"{_OPTIONS!r} is no setting: name one of them, options.NAME; `forward-ofa systems` "
             "lists them"
         )
-    system = system_named(config.system)
+    for name in settings:
+        option = full_name(name).removeprefix(f"{_OPTIONS}.")
+        if "." in name or option not in given or option in known:
+            continue
+        own = f"{system.name} has {', '.join(sorted(known))}" if known else (
+            f"system {system.name} has no options of its own"
+        )  # fmt: skip
+        raise ValueError(f"unknown setting {name!r}: {_meant(option)}; {own}")
     if system.options is None:
-        names = ", ".join(field.name for field in dataclasses.fields(RunConfig))
-        raise ValueError(
-            f"unknown setting {next(iter(given))!r}: it is none of {names}, and system "
-            f"{system.name} has no options of its own"
-        )
+        raise ValueError(f"setting {_OPTIONS}: system {system.name} has no options of its own")
     return config.options or options_of(system, {})
+
+
+def _meant(name: str) -> str:
+    """What a name without a dot may have meant."""
+    if name in {field.name for field in dataclasses.fields(TrainingConfig)}:
+        return f"name the stage, training.{name} or device_rec.{name}"
+    parts = (f.name for f in dataclasses.fields(RunConfig) if f.name not in ("system", _OPTIONS))
+    return f"it is none of {', '.join(parts)}"
 
 
 def _replaced(config: Any, prefix: str, tree: Mapping[str, Any]) -> Any:
@@ -89,7 +112,8 @@ def _replaced(config: Any, prefix: str, tree: Mapping[str, Any]) -> Any:
     for field, value in tree.items():
         name = prefix + field
         if field not in hints:
-            raise ValueError(f"unknown setting {name!r}: {field!r} is none of {', '.join(hints)}")
+            known = (hint for hint in hints if prefix or hint not in ("system", _OPTIONS))
+            raise ValueError(f"unknown setting {name!r}: {field!r} is none of {', '.join(known)}")
         if isinstance(value, dict):
             new[field] = _part(getattr(config, field), name, value)
         else:
@@ -106,7 +130,7 @@ def _part(now: Any, name: str, tree: Mapping[str, Any]) -> Any:
 
 def _value(name: str, value: Any, hint: Any) -> Any:
     for kind in typing.get_args(hint) or (hint,):
-        if dataclasses.is_dataclass(kind) and value != "none":
+        if dataclasses.is_dataclass(kind) and value not in (None, "none"):
             parts = ", ".join(f"{name}.{part.name}" for part in dataclasses.fields(kind))
             raise ValueError(f"setting {name!r} has parts: name one of {parts}")
     return typed(f"setting {name}", value, hint)

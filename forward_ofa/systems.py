@@ -133,6 +133,7 @@ class System:
     before: own stages before that one. options: the class of its settings, if it has any.
     needs_device_rec: DeviceRec is trained first, whatever the recipe says.
     reads: what of `MethodConfig`, backbone and dropout apart, it reads.
+    starts_warm: it starts from the trained DeviceRec if `RunConfig.warm_start` says so.
     own_steps: it is trained in steps; else all that it reads of `RunConfig.training` is the seed.
         DeviceRec's are those of `RunConfig.device_rec`.
     adapt: turns a recipe made for Forward-OFA into one for this system.
@@ -149,6 +150,7 @@ class System:
     options: type[Options] | None = None
     needs_device_rec: bool = False
     reads: tuple[str, ...] = ()
+    starts_warm: bool = False
     own_steps: bool = True
     adapt: Callable[[RunConfig], RunConfig] = _as_device_rec
     costs: Callable[[RunConfig], Costs] = _dense_costs
@@ -160,7 +162,7 @@ class System:
             return name in (*self.reads, "dropout") or name.startswith("backbone")
         if stage == "training":
             return self.name != DEVICE_REC and (self.own_steps or name == "seed")
-        return True
+        return setting != "warm_start" or self.starts_warm
 
     def stages(self, config: RunConfig) -> list[Stage]:
         """What is trained, in order; the last is the system itself."""
@@ -201,7 +203,7 @@ def _generated(
 
     return System(
         name, title, about, task, lambda config, items: kind(items, config.method),
-        reads=reads, adapt=adapt,
+        reads=reads, adapt=adapt, starts_warm=True,
     )  # fmt: skip
 
 
@@ -350,7 +352,7 @@ _ALL = (
     System(
         "plus-controller", "+controller", "ablation: a path for each device through shared blocks",
         _controller_only, lambda config, items: ControllerOnly(items, config.method),
-        reads=_STRUCTURE, adapt=_same,
+        reads=_STRUCTURE, adapt=_same, starts_warm=True,
     ),
     _generated(
         "no-structural-vector", "w.o. structural vector",

@@ -19,6 +19,7 @@ from forward_ofa.config import FoundationConfig, MethodConfig, TrainingConfig
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.evaluation import evaluate, hit, ndcg, user_batches
 from forward_ofa.foundation import Foundation, piece_counts, sequence_batches
+from forward_ofa.fusion import choose_fusion
 from forward_ofa.model import Batch, ForwardOFA
 from forward_ofa.objectives import compact_loss, next_item_loss, retrieval_loss
 from forward_ofa.ranking import RankingSystem
@@ -199,6 +200,11 @@ class ForwardOFATask(NetworkTask):
         loss = loss + _compact_strength(method, done) * compact_loss(adaptation.logits)
         query = system.query(adaptation.interest)
         return loss + method.retrieval_weight * retrieval_loss(query, items, batch.targets)
+
+    def validate(self) -> dict[str, float]:
+        if self.method.fusion:
+            choose_fusion(self.system, self.data)
+        return {**super().validate(), "fusion": float(self.system.fusion)}
 
 
 @dataclass

@@ -59,4 +59,7 @@ def _single(value: Any, kind: type) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return repr(value[:_SHOWN] if isinstance(value, str) else value)[: 2 * _SHOWN]
+    try:
+        return repr(value[:_SHOWN] if isinstance(value, str) else value)[: 2 * _SHOWN]
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of so many digits"

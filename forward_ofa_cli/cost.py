@@ -12,6 +12,7 @@ from rich.table import Table
 
 from forward_ofa_cli.console import console as wide
 from forward_ofa_cli.errors import CommandError, Exit
+from forward_ofa_cli.pairs import pairs
 from forward_ofa_cli.train import Given, Setting, configured, overridden
 
 if TYPE_CHECKING:
@@ -101,11 +102,18 @@ def _of_system(
     Raises CommandError for an unknown system or option, ValueError for impossible settings.
     """
     from forward_ofa.cost import module_json
+    from forward_ofa.settings import full_name
     from forward_ofa.systems import system_named
 
+    for setting in pairs("--set", given.texts):
+        if not full_name(setting).startswith(("method.", "options.")):
+            raise CommandError(
+                f"--set {setting}: a network's cost hangs on method and options", Exit.USAGE
+            )
     config = configured("paper", backbone.name, system=name)
     method = replace(config.method, backbone=backbone, extractor_history=extractor_history)
     config = overridden(replace(config, method=method), given)
+    backbone = config.method.backbone
     system = system_named(name)
     return {
         "system": name,

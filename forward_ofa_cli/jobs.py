@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +19,7 @@ from forward_ofa_cli.console import console
 from forward_ofa_cli.errors import CommandError, Exit
 from forward_ofa_cli.jobs_view import JobLines, show_job, summary
 from forward_ofa_cli.jobs_view import as_json as _plain
+from forward_ofa_cli.pairs import pairs
 from forward_ofa_cli.trainer_client import DEFAULT_SERVER, Client, Connection
 
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ def submit(
         recipe=recipe,
         backbone=backbone,
         system=system,
-        settings=_pairs("--set", setting),
-        log=_pairs("--log", log),
+        settings=pairs("--set", setting),
+        log=pairs("--log", log),
         device=device,
         gate=gate,
         label=label,
@@ -284,13 +284,3 @@ def _watch(client: Client, job_id: str, *, quiet: bool = False) -> None:
             lines.update(job)
     if job is not None and job.state in (api.JOB_STATE_FAILED, api.JOB_STATE_CANCELLED):
         raise typer.Exit(Exit.FAILED)
-
-
-def _pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in given or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise CommandError(f"{option} {text}: write NAME=VALUE", Exit.USAGE)
-        found[name.strip()] = value.strip()
-    return found

@@ -15,6 +15,7 @@ from rich.console import Console
 from forward_ofa_cli import source
 from forward_ofa_cli.console import TrainingProgress, console, duration, note
 from forward_ofa_cli.errors import CommandError, Exit
+from forward_ofa_cli.pairs import pairs
 from forward_ofa_cli.report import show, systems
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ Setting = Annotated[
         "--set",
         metavar="NAME=VALUE",
         help="Any other value of the configuration, such as "
-        "method.structure_until=0.7, or an option of the system's own; again for more.",
+        "method.structure_until=0.7, or an option of the system's own; again for others.",
     ),
 ]
 
@@ -318,11 +319,14 @@ def stored_config(folder: Path) -> RunConfig:
 
 def overridden(config: RunConfig, given: Given) -> RunConfig:
     """`config` with the values that were given; raises CommandError for impossible ones."""
-    from forward_ofa.settings import require_used, with_settings
+    from forward_ofa.settings import full_name, require_used, with_settings
 
     try:
-        texts = _texts(given.texts)
-        changed = with_settings(with_settings(config, _flags(config, given)), texts)
+        texts = {full_name(name): value for name, value in pairs("--set", given.texts).items()}
+        flags = _flags(config, given)
+        if "foundation" in texts:  # there is none then that a seed could be for
+            flags.pop("foundation.training.seed", None)
+        changed = with_settings(config, {**flags, **texts})
         require_used(changed, texts)
     except ValueError as error:
         raise CommandError(str(error), Exit.USAGE) from None
@@ -342,9 +346,7 @@ def _flags(config: RunConfig, given: Given) -> dict[str, Any]:
         if setting.startswith("foundation.") and config.foundation is None:
             raise ValueError("--foundation-epochs: this recipe has no foundation")
         if not system.uses(setting):
-            raise ValueError(
-                f"{flag}: {system.title} has no use for it; `forward-ofa systems` lists what it has"
-            )
+            raise ValueError(f"{flag}: {system.title} has no use for it")
     for name, value in _chosen(given.every).items():
         stages = ["device_rec", "training"]
         if name == "seed" and config.foundation is not None:
@@ -355,14 +357,3 @@ def _flags(config: RunConfig, given: Given) -> dict[str, Any]:
 
 def _chosen(values: Values) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _texts(settings: Sequence[str]) -> dict[str, str]:
-    """Those of `--set`; raises ValueError for one without a value."""
-    found = {}
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--set {text}: give NAME=VALUE")
-        found[name.strip().replace("-", "_")] = value.strip()
-    return found

@@ -6,6 +6,7 @@ One safetensors file with the tensors
     controller.head.{weight,bias}                          H   [L, D], [L]
     extractor.gru.{weight_ih,weight_hh,bias_ih,bias_hh}    E'  as E
     shared.{name}                                          the backbone's shared parameters
+    query.{weight,bias}                                    [D, D], [D]; only if `fusion` is not 0
 
 (gates in the order reset, update, new, as PyTorch's and ONNX's linear-before-reset GRU)
 and the manifest below as JSON metadata. Item shards are files of their own:
@@ -31,6 +32,7 @@ from forward_ofa_device.tensors import read_tensors, write_tensors
 FORMAT = "forward-ofa-bundle/1"
 SHARD_FORMAT = "forward-ofa-items/1"
 MAX_SIDE = 65_536
+MOST_FUSION = 1000.0
 _GRU = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -40,7 +42,8 @@ class BundleManifest:
 
     extractor_history: items that E and E' read, at most. shard_starts: first item id of
     each shard from 1 on; ids are sorted as text. Shard 0 holds the most popular items.
-    block_parameters: (name, shape, kind) in wire order, for clients in other languages.
+    fusion: w of the vector that items are scored with, network's output + w query(h); 0: there is
+    no query. block_parameters: (name, shape, kind) in wire order, for clients in other languages.
     """
 
     version: str
@@ -48,6 +51,7 @@ class BundleManifest:
     extractor_history: int
     shard_starts: tuple[str, ...]
     num_items: int
+    fusion: float = 0.0
 
     def to_json(self) -> str:
         block = [
@@ -73,8 +77,11 @@ class BundleManifest:
                 extractor_history=int(raw["extractor_history"]),
                 shard_starts=tuple(str(s) for s in raw["shard_starts"]),
                 num_items=int(raw["num_items"]),
+                fusion=float(raw.get("fusion", 0.0)),
             )
             build(manifest.backbone)
+            if not 0 <= manifest.fusion <= MOST_FUSION:
+                raise ValueError("fusion is no sane weight")
         except (LookupError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
             raise CorruptFile("the bundle's manifest is malformed") from error
         except RecursionError as error:
@@ -97,6 +104,7 @@ class DeviceBundle:
     controller_head: Mapping[str, np.ndarray]
     extractor_gru: Mapping[str, np.ndarray]
     shared: Mapping[str, np.ndarray]
+    query: Mapping[str, np.ndarray]
 
 
 def _check_sizes(config: Mapping[str, Any]) -> None:
@@ -118,7 +126,7 @@ def read_bundle(data: bytes | memoryview) -> DeviceBundle:
     tensors, metadata = read_tensors(data)
     manifest = BundleManifest.from_json(metadata.get("manifest", ""))
     backbone = build(manifest.backbone)
-    expected = bundle_shapes(manifest.backbone, backbone)
+    expected = bundle_shapes(manifest, backbone)
     if {name: value.shape for name, value in tensors.items()} != expected:
         raise CorruptFile("the bundle's tensors are not those of its backbone")
     floats = {name: value.astype(np.float32) for name, value in tensors.items()}
@@ -132,22 +140,25 @@ def read_bundle(data: bytes | memoryview) -> DeviceBundle:
         _under(floats, "controller.head."),
         _under(floats, "extractor.gru."),
         _under(floats, "shared."),
+        _under(floats, "query."),
     )
 
 
-def bundle_shapes(config: BackboneConfig, backbone: Backbone) -> dict[str, tuple[int, ...]]:
+def bundle_shapes(manifest: BundleManifest, backbone: Backbone) -> dict[str, tuple[int, ...]]:
     """Name -> shape of all tensors of a bundle."""
-    d = config.hidden
+    d = manifest.backbone.hidden
     gru = dict(zip(_GRU, ((3 * d, d), (3 * d, d), (3 * d,), (3 * d,)), strict=True))
     shapes: dict[str, tuple[int, ...]] = {
         f"{part}.gru.{name}": shape
         for part in ("controller", "extractor")
         for name, shape in gru.items()
     }
-    shapes["controller.head.weight"] = (config.blocks, d)
-    shapes["controller.head.bias"] = (config.blocks,)
+    shapes["controller.head.weight"] = (manifest.backbone.blocks, d)
+    shapes["controller.head.bias"] = (manifest.backbone.blocks,)
     for spec in backbone.shared_parameters():
         shapes[f"shared.{spec.name}"] = spec.shape
+    if manifest.fusion:
+        shapes |= {"query.weight": (d, d), "query.bias": (d,)}
     return shapes
 
 

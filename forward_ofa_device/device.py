@@ -188,7 +188,7 @@ class Device:
             item_ids, rows = self._look_up(release, candidates)
         keep = [n for n, item_id in enumerate(item_ids) if item_id not in seen]
         window = release.items.window(history, release.bundle.manifest.backbone.history)
-        scores = release.engine.scores(held.network, window, rows[keep])
+        scores = release.engine.scores(held.network, window, rows[keep], held.offset)
         order = np.argsort(-scores, kind="stable")
         if candidates is None and not include_seen:
             self._tally.ranked(release.version, [item_ids[keep[n]] for n in order[:TOP]])

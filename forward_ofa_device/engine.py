@@ -36,8 +36,17 @@ class NetworkEngine:
                 f"at least 1 of {manifest.backbone.blocks} expected"
             )
 
+    def offset(self, interest: np.ndarray) -> np.ndarray:
+        """What is added to the outputs [D] of the network that was made from this h [D]: the
+        cloud's query by its weight, once a network; zeros in a version without fusion."""
+        query, fusion = self._bundle.query, np.float32(self._bundle.manifest.fusion)
+        if not query:
+            return np.zeros_like(interest)
+        found: np.ndarray = fusion * (query["weight"] @ interest + query["bias"])
+        return found
+
     def vector(self, network: Network, items: np.ndarray) -> np.ndarray:
-        """Item embeddings [n, D], the most recent last, to the vector [D] that scores items.
+        """Item embeddings [n, D], the most recent last, to what the network puts out, [D].
 
         The last T items count; fewer are padded on the left, and masked.
         """
@@ -55,9 +64,11 @@ class NetworkEngine:
         vector: np.ndarray = backbone.readout(self._ops, x, shared)
         return vector
 
-    def scores(self, network: Network, items: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """Scores [n] of candidates [n, D] for a device with these items."""
-        result: np.ndarray = candidates @ self.vector(network, items)
+    def scores(
+        self, network: Network, items: np.ndarray, candidates: np.ndarray, offset: np.ndarray
+    ) -> np.ndarray:
+        """Scores [n] of candidates [n, D] for a device with these items. offset: see `offset`."""
+        result: np.ndarray = candidates @ (self.vector(network, items) + offset)
         return result
 
     def flops(self, path: tuple[bool, ...]) -> Flops:

@@ -58,11 +58,13 @@ def load(store: StateStore, release: Release) -> LastGood | None:
     try:
         decoded = read_artefact(network.data, release.bundle.layout)
         release.engine.check(decoded)
+        receipt = _receipt(network.info, release)
         return LastGood(
             decoded,
+            release.engine.offset(receipt.interest),
             network.data,
             _candidates(candidates.data, candidates.info, release),
-            _receipt(network.info, release),
+            receipt,
         )
     except (CorruptFile, WrongVersion):
         store.set_aside(release.version, NETWORK)

@@ -79,9 +79,11 @@ class Receipt:
 
 @dataclass(frozen=True)
 class LastGood:
-    """The network that a device runs. artefact: its bytes as they came."""
+    """The network that a device runs. artefact: its bytes as they came. offset: of the engine,
+    for the interest that it was made from."""
 
     network: Network
+    offset: np.ndarray
     artefact: bytes
     candidates: Candidates
     receipt: Receipt
@@ -144,7 +146,8 @@ def read_response(
         interest=plan.interest.vector,
         cost=_read_cost(response.cost),
     )
-    return LastGood(network, response.artefact.data, candidates, receipt)
+    offset = release.engine.offset(plan.interest.vector)
+    return LastGood(network, offset, response.artefact.data, candidates, receipt)
 
 
 def _read_network(artefact: types.Artefact, release: Release, plan: Plan) -> Network:

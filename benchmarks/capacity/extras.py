@@ -232,7 +232,8 @@ def measure_ranking(version: BenchVersion, call: float) -> Ranking:
     network = Network(version.version, config.name, path, "float32", made)
     history = rng.normal(0, 1, (config.history, config.hidden)).astype(np.float32)
     items = rng.normal(0, 1, (CANDIDATES, config.hidden)).astype(np.float32)
-    times = [_thread_ms(lambda: engine.scores(network, history, items)) for _ in range(200)]
+    offset = np.zeros(config.hidden, np.float32)
+    times = [_thread_ms(lambda: engine.scores(network, history, items, offset)) for _ in range(200)]
     return Ranking(call, float(np.median(times)), CANDIDATES)
 
 

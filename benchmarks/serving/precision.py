@@ -69,7 +69,7 @@ def gains(
         network = DeviceNetwork(
             published.manifest.version, config.name, wish.path, encoding, blocks
         )
-        scores = engine.scores(network, table[history], table)
+        scores = engine.scores(network, table[history], table, engine.offset(wish.vector))
         wanted = scores[target]
         scores[history] = -np.inf
         rank = 1 + int((scores > wanted).sum())

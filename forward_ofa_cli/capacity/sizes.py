@@ -94,11 +94,11 @@ class Shape:
         more = max(0, (items - SHARD_ITEMS) // SHARD_ITEMS)
         first = SHARD_ITEMS if more else items
         starts = tuple("0" * id_bytes for _ in range(more))
+        manifest = BundleManifest(_VERSION, config, 50, starts, items, fusion=1.0)
         zeros = {
             name: np.zeros(shape, np.float32)
-            for name, shape in bundle_shapes(config, backbone).items()
+            for name, shape in bundle_shapes(manifest, backbone).items()
         }
-        manifest = BundleManifest(_VERSION, config, 50, starts, items)
         tensors = len(write_bundle(manifest, zeros))
         popular = _shard(first, id_bytes, d)
         shard = _shard(-(-(items - first) // more), id_bytes, d) if more else 0

@@ -266,9 +266,12 @@ def _check_onnx(system: ForwardOFA, config: BackboneConfig, folder: Path) -> Non
     for length in {1, config.history}:
         window, valid = random_window(config, length, 6)
         path = np.arange(config.blocks) % 2 == 0
-        inputs = {"window": window, "valid": valid, "path": path, "blocks": flat}
+        offset = np.linspace(-1, 1, config.hidden, dtype=np.float32)
+        inputs = {
+            "window": window, "valid": valid, "path": path, "blocks": flat, "offset": offset
+        }  # fmt: skip
         (vector,) = session.run(None, inputs)
-        expected = forward_torch(config, flat, shared, window, valid, path)
+        expected = forward_torch(config, flat, shared, window, valid, path) + offset
         np.testing.assert_allclose(vector, expected, atol=1e-5, rtol=1e-4)
 
 

@@ -44,6 +44,8 @@ def system(request: pytest.FixtureRequest, data: SequenceDataset) -> ForwardOFA:
     with torch.no_grad():
         system.items.weight.mul_(40)
         system.controller.head.weight.mul_(40)
+        system.query.weight.mul_(4)
+        system.fusion.fill_(0.5)
     return system.eval()
 
 
@@ -112,7 +114,10 @@ def live(
         rows = served.index.search(interest.vector, COUNT)
         unseen = [row for row in rows.tolist() if row not in set(history.tolist())]
         scores = engine.scores(
-            read_artefact(artefact, served.layout), table[history], table[unseen]
+            read_artefact(artefact, served.layout),
+            table[history],
+            table[unseen],
+            engine.offset(interest.vector),
         )
         order = [unseen[n] for n in np.argsort(-scores, kind="stable")]
         ranks.append(order.index(target) + 1 if target in order else 0)

@@ -67,7 +67,7 @@ class Version:
         popular = [n for n in range(ITEMS) if n % 3 == 0]
         others = [n for n in range(ITEMS) if n % 3]
         starts = (item(others[0]), item(others[SHARD]))
-        self.manifest = BundleManifest(name, self.config, 8, starts, ITEMS)
+        self.manifest = BundleManifest(name, self.config, 8, starts, ITEMS, fusion=0.5)
         self.bundle = write_bundle(self.manifest, self._tensors(rng, head_bias))
         self.shards = []
         for numbers in (popular, others[:SHARD], others[SHARD:]):
@@ -92,6 +92,8 @@ class Version:
         tensors["controller.head.bias"] = np.full(blocks, head_bias, np.float32)
         for spec in build(self.config).shared_parameters():
             tensors[f"shared.{spec.name}"] = rng.normal(0, 0.3, spec.shape).astype(np.float32)
+        tensors["query.weight"] = rng.normal(0, 0.1, (d, d)).astype(np.float32)
+        tensors["query.bias"] = rng.normal(0, 0.1, d).astype(np.float32)
         return tensors
 
     def artefact(self, path: tuple[bool, ...], h: np.ndarray, encoding: str) -> bytes:

@@ -37,6 +37,7 @@ def published(request, tmp_path_factory):
         candidates=10,
     )  # fmt: skip
     run = train_run(data, config, folder / "run", Silent())
+    run.forward_ofa.fusion.fill_(0.75)
     registry = FileRegistry(folder / "registry")
     version = publish_run(run, data, registry, version="job-1")
     return run, data, registry, version

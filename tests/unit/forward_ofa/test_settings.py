@@ -41,6 +41,7 @@ def test_every_value_can_be_set_by_its_name(name: str, system: str) -> None:
     config = recipe(name, "nextitnet", 200_000, system)
     values = leaves(config)
     assert values.pop("system") == system
+    assert values.pop("method.backbone.name") == "nextitnet"
     if config.options is None:
         values.pop("options")
     if config.foundation is None:
@@ -56,8 +57,23 @@ def test_every_value_can_be_set_by_its_name(name: str, system: str) -> None:
 def test_what_a_system_does_not_read_is_named() -> None:
     config = recipe("default", "sasrec", 0, "duet")
     require_used(config, ["method.bases", "training.epochs", "candidates"])
+    require_used(recipe("default", "sasrec", 0, "plus-controller"), ["warm-start"])
     with pytest.raises(ValueError, match=r"'method.keep_bias': DUET has no use for it"):
         require_used(config, ["method.keep_bias"])
+
+
+def test_values_are_named_once_and_whole_or_by_their_parts() -> None:
+    config = recipe("default", "sasrec", 0)
+    assert with_settings(config, {"foundation": None}).foundation is None
+    assert with_settings(config, {"method.keep-bias": 1}).method.keep_bias == 1.0
+    for wrong in (
+        {"training.epochs": {}},
+        {"method": {"bases": 1}},
+        {"training.epochs": 3, "training.epochs ": 4},
+        {"training.epochs": 10**5000},
+    ):
+        with pytest.raises(ValueError, match=r"epochs|'method'"):
+            with_settings(config, wrong)
 
 
 @given(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans())

@@ -69,6 +69,8 @@ def test_replaced_blocks_are_evaluated_in_place_of_the_chosen_ones(trained) -> N
         (("--system", "best"), 2, "unknown system 'best': there are forward-ofa"),
         (("--set", "steps=1"), 2, "system forward-ofa has no options of its own"),
         (("--set", "system=duet"), 2, "chosen with --system"),
+        (("--set", "method.bases=3", "--set", "method.bases=4"), 2, "give it once"),
+        (("--foundation-epochs", "3", "--set", "foundation=none"), 2, "set twice"),
         (("--system", "duet", "--set", "method.keep_bias=1"), 2, "DUET has no use for it"),
         (("--set", "method.structure_from=0.7"), 2, "structure_until must be more than"),
         (("--system", "finetune", "--set", "steps"), 2, "give NAME=VALUE"),
@@ -90,7 +92,10 @@ def test_what_cannot_be_is_said_and_leaves_nothing(
 
 def test_any_value_of_the_configuration_can_be_set(trained, tmp_path: Path) -> None:
     log, _ = trained
-    settings = ("--seed", "3", "--set", "foundation=none", "--set", "method.structure-until=0.75")
+    settings = (
+        "--seed", "3", "--set", "foundation=none", "--set", "method.structure-until=0.75",
+        "--bases", "9", "--set", "method.backbone.hidden=16",  # 9 is too much for 8
+    )  # fmt: skip
     result = run("train", "--data", log, "--run-dir", tmp_path / "run", *TINY[2:], *settings)
     assert result.exit_code == 0, result.output
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -118,6 +123,9 @@ def test_every_system_is_listed_with_its_options() -> None:
 
 
 def test_costs_of_a_system() -> None:
+    small = run("cost", "--system", "duet", "--set", "method.backbone.blocks=2", "--json").stdout
+    assert json.loads(small)["sasrec"]["blocks"] == 2
+    assert run("cost", "--system", "duet", "--set", "training.epochs=2").exit_code == 2
     table = json.loads(run("cost", "--system", "duet", "--json").stdout)["sasrec"]
     assert table["network"]["paper_mflops"] == 0.6244
     assert table["network"]["paper_mbit"] == 3.9936

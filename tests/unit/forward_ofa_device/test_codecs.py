@@ -128,7 +128,15 @@ def test_any_json_as_a_header_is_refused(entry: object, shape: object, offsets: 
 
 @given(
     field=st.sampled_from(
-        ["format", "version", "backbone", "extractor_history", "shard_starts", "num_items"]
+        [
+            "format",
+            "version",
+            "backbone",
+            "extractor_history",
+            "shard_starts",
+            "num_items",
+            "fusion",
+        ]
     ),
     inner=st.sampled_from(["", "name", "blocks", "hidden", "history", "heads", "dilations"]),
     value=json_values,
@@ -149,8 +157,14 @@ def test_any_json_in_a_manifest_is_read_or_refused(field: str, inner: str, value
 
 def test_a_manifest_comes_back_and_finds_shards() -> None:
     config = BackboneConfig(name="nextitnet", blocks=12, dilations=(1, 2))
-    manifest = BundleManifest("v", config, 50, ("b", "m"), 4000)
+    manifest = BundleManifest("v", config, 50, ("b", "m"), 4000, fusion=0.75)
     assert BundleManifest.from_json(manifest.to_json()) == manifest
+    before = {**json.loads(manifest.to_json())}
+    del before["fusion"]  # as versions without it were written
+    assert BundleManifest.from_json(json.dumps(before)).fusion == 0.0
+    for wrong in (-1, 1e9, float("nan"), "much"):
+        with pytest.raises(CorruptFile):
+            BundleManifest.from_json(json.dumps({**before, "fusion": wrong}))
     assert [manifest.shard_of(i) for i in ("a", "b", "c", "m", "z")] == [0, 1, 1, 2, 2]
 
 

@@ -61,9 +61,8 @@ def test_reranks_with_its_own_network(open_device: Open, cloud: RunningCloud) ->
     h = np.frombuffer(request.interest.values, "<f4")
     network = read_artefact(version.artefact(path, h, "float16"), version.layout)
     window = version.embeddings[[int(i[1:]) for i in HISTORY]]
-    expected = NetworkEngine(read_bundle(version.bundle)).scores(
-        network, window, version.embeddings
-    )
+    engine = NetworkEngine(read_bundle(version.bundle))
+    expected = engine.scores(network, window, version.embeddings, engine.offset(h))
     by_item = dict(zip(version.item_ids, expected, strict=True))
     assert [r.score for r in ranking] == sorted((r.score for r in ranking), reverse=True)
     assert all(abs(by_item[r.item_id] - r.score) < 1e-5 for r in ranking)

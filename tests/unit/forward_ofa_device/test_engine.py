@@ -37,8 +37,10 @@ def test_scores_are_products_and_every_kept_block_counts(parts: tuple) -> None:
     items = version.embeddings[:5]
     vector = engine.vector(network, items)
     assert vector.dtype == np.float32 and vector.shape == (16,)
-    scores = engine.scores(network, items, version.embeddings)
-    np.testing.assert_allclose(scores, version.embeddings @ vector, rtol=1e-6)
+    offset = engine.offset(np.arange(16, dtype=np.float32))
+    assert np.abs(offset).max() > 0.1
+    scores = engine.scores(network, items, version.embeddings, offset)
+    np.testing.assert_allclose(scores, version.embeddings @ (vector + offset), rtol=1e-5)
     for block in network.blocks:
         changed = {**network.blocks}
         # Not a scaling, which NextItNet's norms would undo.

@@ -79,12 +79,20 @@ def unserved(system: str, setting: str, value: str) -> dict[str, object]:
         (unserved("finetune", "training.epochs", "9"), "Finetune has no use for it"),
         (unserved("finetune", "options.rates", "0.1,fast"), "'fast' is no finite number"),
         (unserved("finetune", "rates", "0.1,fast"), "'fast' is no finite number"),
-        (unserved("gater", "rates", "0.1"), "'rates' is none of bottleneck"),
-        ({"settings": {"epochs": "3"}}, "unknown setting 'epochs': it is none of method"),
+        (unserved("gater", "rates", "0.1"), "gater has bottleneck"),
+        (
+            {"settings": {"epochs": "3"}},
+            "name the stage, training.epochs or",
+        ),
         ({"settings": {"foundation": "none", "foundation.length": "9"}}, "set as a whole too"),
         ({"settings": {"foundation.length": "9", "foundation": "none"}}, "set twice"),
         ({"settings": {"candidates.most": "9"}}, "candidates has no parts"),
         ({"settings": {"training.epochs": "9" * 5000}}, "is no whole number"),
+        ({"settings": {"method.backbone.name": "nextitnet"}}, "--backbone"),
+        ({"settings": {"best": "1"}}, "none of method, device_rec, training, warm_start"),
+        ({"settings": {"options.best": "1"}}, "system forward-ofa has no options"),
+        (unserved("gater", "warm_start", "true"), "Gater has no use for it"),
+        (unserved("device-rec", "method.bases", "4"), "of method it reads backbone, dropout"),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_hint(tmp_path, changes, text):
