@@ -10,22 +10,26 @@ from forward_ofa.systems import options_of, system_named
 from forward_ofa_device.backbones.contract import BackboneConfig
 
 _BLOCKS = {"sasrec": 6, "nextitnet": 12}
+_EXTRACTOR_HISTORY = 50
 _PAPER_LEARNING_RATE = {"sasrec": 1e-3, "nextitnet": 2e-3}
 
 
-def default(backbone: str, interactions: int) -> RunConfig:
+def default(backbone: str, interactions: int, users: int = 0) -> RunConfig:
     """`forward-ofa train`: the best that we know for minutes on two CPU cores.
 
     MovieLens-100K: about 6 minutes, MovieLens-1M: half an hour to an hour; figures in
-    experiments/LOG.md, reasons in docs/adr/0009. Larger logs get fewer epochs.
+    experiments/LOG.md, reasons in docs/adr/0009. Larger logs get fewer epochs. Where histories are
+    shorter in the mean than what the extractors read, the cloud's query is added to what networks
+    put out (fusion.py); where they are longer it never ranked validation better.
     """
     method = MethodConfig(
         backbone=replace(_backbone(backbone), norm="pre"),
-        extractor_history=50,
+        extractor_history=_EXTRACTOR_HISTORY,
         compact_weight=0.003,
         structure_until=0.5,
         spread=0.1,
         cut_probability=0.1,
+        fusion=interactions < users * _EXTRACTOR_HISTORY,
     )
     return RunConfig(
         method=method,
@@ -44,7 +48,7 @@ def default(backbone: str, interactions: int) -> RunConfig:
     )
 
 
-def paper(backbone: str, interactions: int) -> RunConfig:
+def paper(backbone: str, interactions: int, users: int = 0) -> RunConfig:
     """`forward-ofa train --recipe paper`: the KDD 2025 paper's settings for MovieLens-1M.
 
     T = 5 for the extractors too, a fresh network for every prediction, no foundation, no warm
@@ -69,12 +73,12 @@ def paper(backbone: str, interactions: int) -> RunConfig:
     return RunConfig(method=method, device_rec=training, training=training, warm_start=False)
 
 
-def quick(backbone: str, interactions: int) -> RunConfig:
+def quick(backbone: str, interactions: int, users: int = 0) -> RunConfig:
     """`forward-ofa train --recipe quick`: one short epoch each, to see that everything works.
 
     Seconds on a small log; the figures mean nothing.
     """
-    config = default(backbone, interactions)
+    config = default(backbone, interactions, users)
     foundation = FoundationConfig(TrainingConfig(epochs=1, batch_size=16, learning_rate=2e-3))
     return replace(
         config,
@@ -85,22 +89,25 @@ def quick(backbone: str, interactions: int) -> RunConfig:
     )
 
 
-RECIPES: dict[str, Callable[[str, int], RunConfig]] = {
+RECIPES: dict[str, Callable[[str, int, int], RunConfig]] = {
     "default": default,
     "paper": paper,
     "quick": quick,
 }
 
 
-def recipe(name: str, backbone: str, interactions: int, system: str = "forward-ofa") -> RunConfig:
-    """A recipe by name, for a log of so many interactions (after the filter), as a system uses it.
+def recipe(
+    name: str, backbone: str, interactions: int, system: str = "forward-ofa", users: int = 0
+) -> RunConfig:
+    """A recipe by name, as a system uses it, for a log of so many interactions of so many users
+    after the filter; 0: not known yet.
 
     Raises ValueError for an unknown recipe, backbone or system.
     """
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}: there are {', '.join(RECIPES)}")
     chosen = system_named(system)
-    config = chosen.adapt(RECIPES[name](backbone, interactions))
+    config = chosen.adapt(RECIPES[name](backbone, interactions, users))
     return replace(config, system=system, options=options_of(chosen, {}))
 
 

@@ -57,7 +57,7 @@ def demo(
     recipe = "quick" if quick else "default"
     configured(recipe, backbone)  # an unknown backbone is refused before a long log is read
     prepared = _read(log, out)
-    config = configured(recipe, backbone, prepared.num_interactions)
+    config = configured(recipe, backbone, prepared.num_interactions, users=prepared.num_users)
     folder = runs / f"demo-{prepared.name}{'' if backbone == 'sasrec' else '-' + backbone}"
     _step(out, 2, "Train Forward-OFA, and DeviceRec to compare with")
     run = _train(prepared, config, folder, log, reuse, out)

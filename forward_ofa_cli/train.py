@@ -214,8 +214,10 @@ def _train(chosen: source.Source, given: Given, base: Base, place: Place, out: C
         overridden(configured(base.recipe, base.backbone, system=base.system), given)
         with main_first():
             prepared = chosen.load(out)
-        size = prepared.num_interactions
-        config = overridden(configured(base.recipe, base.backbone, size, base.system), given)
+        recipe = configured(
+            base.recipe, base.backbone, prepared.num_interactions, base.system, prepared.num_users
+        )
+        config = overridden(recipe, given)
     folder = place.run_dir or Path("runs") / run_name(prepared.name, config)
     if not place.resume and (folder / "config.json").exists():
         raise CommandError(
@@ -277,14 +279,18 @@ def device_named(name: str) -> str:
 
 
 def configured(
-    recipe_name: str, backbone: str, interactions: int = 0, system: str = "forward-ofa"
+    recipe_name: str,
+    backbone: str,
+    interactions: int = 0,
+    system: str = "forward-ofa",
+    users: int = 0,
 ) -> RunConfig:
     """A recipe for a log of that size; raises CommandError (usage) for an unknown one."""
     from forward_ofa.recipes import recipe
     from forward_ofa_device.backbones import build
 
     try:
-        config = recipe(recipe_name, backbone, interactions, system)
+        config = recipe(recipe_name, backbone, interactions, system, users)
         build(config.method.backbone)
     except ValueError as error:
         raise CommandError(str(error), Exit.USAGE) from None

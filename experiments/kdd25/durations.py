@@ -39,7 +39,7 @@ def estimate(cell: Cell, records: Records, quick: bool = False) -> tuple[float, 
     if cell.system == "finetune":
         return _FINETUNE_SECONDS * cell.blocks * _OF_SASREC[cell.backbone], False
     targets = ALL[cell.dataset].interactions
-    config = configure(cell, targets, quick)
+    config = configure(cell, targets, quick, ALL[cell.dataset].users)
     depth = cell.blocks * _OF_SASREC[cell.backbone]
     each = _MILLISECONDS[cell.system] / 1000 * depth
     if config.training.targets_per_network > 1:

@@ -47,7 +47,7 @@ class Engine:
         if cell.look:
             return self._look(cell, data)
         folder = self.plan.folder(cell)
-        config = configure(cell, data.num_interactions, self.plan.quick)
+        config = configure(cell, data.num_interactions, self.plan.quick, data.num_users)
         if self.plan.has_weights(cell):
             if not same(json.loads((folder / "config.json").read_text()), config):
                 raise CellError(

@@ -30,15 +30,18 @@ def usage_figure(parts: Sequence[Part], results: Results, folder: Path) -> list[
         if not found:
             lines += [f"{title_of(part)}: not run.", ""]
             continue
-        usage = np.mean([record.figures["block_usage"] for record in found], axis=0)
-        counts = np.mean([record.figures["kept_blocks_histogram"] for record in found], axis=0)
         path = folder / f"figure4-{part.slug}.png"
-        with _drawing(path, (8, 2.9), 1, 2) as (left, right):
-            blocks = np.arange(1, len(usage) + 1)
-            _bars(left, blocks, 100 * usage, "block", "users who keep it, %")
-            _bars(right, np.arange(len(counts)), 100 * counts / counts.sum(), "blocks kept",
-                  "users, %")  # fmt: skip
-            left.figure.suptitle(f"{title_of(part)} ({_seeds(len(found))})", fontsize=10)
+        # A mean over seeds would show blocks as shared that are all or nothing in each.
+        with _drawing(path, (8, 0.6 + 2.3 * len(found)), len(found), 2) as axes:
+            for left, right, record in zip(axes[::2], axes[1::2], found, strict=True):
+                usage = np.array(record.figures["block_usage"])
+                counts = np.array(record.figures["kept_blocks_histogram"])
+                blocks = np.arange(1, len(usage) + 1)
+                _bars(left, blocks, 100 * usage, "block", "users who keep it, %")
+                _bars(right, np.arange(len(counts)), 100 * counts / counts.sum(), "blocks kept",
+                      "users, %")  # fmt: skip
+                left.set_title(f"seed {record.cell.seed}", fontsize=9, loc="left")
+            axes[0].figure.suptitle(title_of(part), fontsize=10)
         lines += [f"![Blocks kept, {title_of(part)}]({path.name})", ""]
     return lines
 

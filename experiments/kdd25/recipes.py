@@ -16,6 +16,7 @@ from typing import Protocol
 from experiments.kdd25 import paper
 from experiments.kdd25.cells import EARLIER_STAGES, Cell, Override
 from experiments.kdd25.datasets import ALL
+from forward_ofa.config import RunConfig
 from forward_ofa.cost import network_cost
 from forward_ofa.recipes import recipe as training_recipe
 from forward_ofa_device.backbones.contract import BackboneConfig
@@ -64,8 +65,6 @@ VARIANTS = (
     Variant("extractors read 200 items", "forward-ofa", (("extractor_history", 200),)),
     Variant("no drawn budgets", "forward-ofa", (("cut_probability", 0.0),)),
     Variant("lambda 0.0007", "forward-ofa", (("compact_weight", 0.0007),)),
-    Variant("the cloud's query added", "forward-ofa", (("fusion", True),)),
-    Variant("the cloud's query added", "duet", (("fusion", True),)),
     Variant("structure drawn to the end", "forward-ofa", (("structure_until", 1.0),)),
 )
 """What `variants` shows beside the default recipe. With 4 blocks: what the same device could have
@@ -304,7 +303,7 @@ def variants(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
     rows = []
     if recipe == DEFAULT:
         rows = [_row(dataset, backbone, s, recipe) for s in ("device-rec", "forward-ofa")]
-        for each in (*_controls(dataset, backbone), *VARIANTS):
+        for each in (*_controls(dataset, backbone), *VARIANTS, *_fusions(dataset, backbone)):
             cell = Cell(
                 dataset, backbone, each.system, blocks=each.blocks, recipe=recipe,
                 overrides=each.overrides,
@@ -316,13 +315,25 @@ def variants(dataset: str, backbone: str, recipe: str = PAPER) -> Part:
 def _controls(dataset: str, backbone: str) -> tuple[Variant, Variant]:
     """DeviceRec with as many epochs as Forward-OFA has with the DeviceRec that it starts from, and
     Forward-OFA from that one."""
-    config = training_recipe(DEFAULT, backbone, ALL[dataset].interactions)
+    config = _config(dataset, backbone)
     epochs = config.device_rec.epochs + config.training.epochs
     longer = (("device_rec.epochs", epochs),)
     return (
         Variant(f"{epochs} epochs", "device-rec", longer),
         Variant(f"from a DeviceRec of {epochs} epochs", "forward-ofa", longer),
     )
+
+
+def _fusions(dataset: str, backbone: str) -> list[Variant]:
+    """With the cloud's query where the recipe has it not, and without where it has it."""
+    fusion = not _config(dataset, backbone).method.fusion
+    title = f"{'with' if fusion else 'without'} the cloud's query added"
+    return [Variant(title, system, (("fusion", fusion),)) for system in ("forward-ofa", "duet")]
+
+
+def _config(dataset: str, backbone: str) -> RunConfig:
+    data = ALL[dataset]
+    return training_recipe(DEFAULT, backbone, data.interactions, users=data.users)
 
 
 RECIPES: dict[str, Recipe] = {

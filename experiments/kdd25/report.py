@@ -78,6 +78,24 @@ def _section(name: str, parts: Sequence[Part], results: Results, folder: Path) -
     return tables.quality_table(name, parts, results)
 
 
+_UNLIKE = (
+    "The extractors of Forward-OFA, DUET, +controller and w.o. structural vector read 50 "
+    "items; every backbone, DeviceRec's and the other rivals' too, reads T = 5. That is what "
+    "the method offers at equal cost an inference; no control tells the longer history from "
+    "the generated parameters.",
+    "Those four go on from the trained DeviceRec with 8 targets a network, so they see the "
+    "log more often than DeviceRec, Finetune, Gater, STTD and LitePred; Rare Gem's search and "
+    "training are twice DeviceRec's epochs as well. The variant of DeviceRec with more epochs "
+    "is the control.",
+    "Each test figure is of a network that was made right before its target, so extractors "
+    "and generation ran once for one prediction. In a session they run once for many, of "
+    "networks that grow older; that is not measured here.",
+    "LitePred's predictor is trained on validation targets; nothing of any other system is.",
+    "Intervals are bootstraps over users of one seed; they say nothing of other seeds.",
+)
+"""What is not the same for all rows of the default recipe."""
+
+
 def _head(quick: bool) -> list[str]:
     lines = ["# The paper's tables and figures, ours beside them", ""]
     if quick:
@@ -86,22 +104,23 @@ def _head(quick: bool) -> list[str]:
         '"Forward Once for All" (KDD 2025). "paper" is what the paper prints, footnotes say where '
         "that cannot be right. Ours: mean ± deviation (n - 1) over the seeds named in the last "
         f'column; "{NOT_RUN}" means just that. Full ranking over the catalogue, test split, looked '
-        "at once; epochs chosen on validation. MFLOPs are multiply-accumulates of one forward pass "
+        "at once a cell; epochs chosen on validation, recipes too (experiments/LOG.md has the test "
+        "figures of earlier ones). MFLOPs are multiply-accumulates of one forward pass "
         'on the device, counted as the paper counts and, "true", with attention products; Mbit are '
         "of float32. How each was run, and the protocol: at the end. To make it: `make paper`, "
         "see docs/paper.md.",
         "",
         'Tables without a word on it are of the recipe "paper": nothing trained before, a fresh '
         'network for every prediction. "default recipe": all systems as `forward-ofa train` does '
-        "it, from one foundation and one DeviceRec, several targets a network. There Forward-OFA, "
-        "DUET, +controller and w.o. structural vector go on from the trained DeviceRec, so they "
-        "see the log more often than DeviceRec, Gater, Rare Gem and LitePred; the variant of "
-        "DeviceRec with more epochs is the control. Compressed systems are held to what the "
-        "paper's keep, with either recipe: Gater and STTD to the paper's Gater and STTD, Rare Gem "
+        "it, from one foundation and one DeviceRec, pre-LN blocks. Compressed systems are held to "
+        "what the paper's keep, with either recipe: Gater and STTD to the paper's own, Rare Gem "
         "too where that is less than all, else to its Forward-OFA, LitePred to its Forward-OFA. "
         "What extractors and controller cost is "
         "told under the tables: they run at a refresh, not at an inference.",
         "",
+        "Not like with like, in the default recipe:",
+        "",
+        *bullets(_UNLIKE),
     ]
     return lines + bullets(paper.notes("protocol"))
 
@@ -130,7 +149,7 @@ def _budgets(parts: Sequence[Part], results: Results) -> list[str]:
             f"{machine['cpu']}, threads: {machine['threads']}"
             if machine["device"] == "CPU" else machine["device"],
             machine["revision"][:8] + ("*" if machine["changed_files"] else ""),
-            record.finished[:10], _difference(record),
+            record.finished[:10], tables.difference(record),
         ])  # fmt: skip
     header = ["Cell", "epochs", "wall time", "machine", "revision", "day", "NDCG@10 to DeviceRec"]
     note = [
@@ -141,20 +160,12 @@ def _budgets(parts: Sequence[Part], results: Results) -> list[str]:
     return ["## How it was run", "", *bullets(note), *folded("Every cell", table(header, rows))]
 
 
-def _difference(record: Record) -> str:
-    """NDCG@10 less DeviceRec's of the same seed, with its interval over users."""
-    found = record.figures.get("difference", {}).get("ndcg@10")
-    if found is None:
-        return ""
-    return f"{found['mean']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})"
-
-
 def _protocols(parts: Sequence[Part], results: Results) -> list[str]:
     """Protocol cards: what all systems of a data set and backbone share, then what they do not."""
     groups: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for record in _shown(parts, results):
         cell = record.cell
-        if cell.look or cell.blocks != int(paper.setting("blocks", cell.backbone)):
+        if cell.look:
             continue
         cards = groups.setdefault((cell.dataset, cell.backbone, cell.recipe), {})
         cards.setdefault(_label(record), record.protocol)
@@ -172,5 +183,8 @@ def _protocols(parts: Sequence[Part], results: Results) -> list[str]:
 
 
 def _label(record: Record) -> str:
-    overrides = ", ".join(f"{name} {value}" for name, value in record.cell.overrides)
-    return record.cell.system + (f" ({overrides})" if overrides else "")
+    cell = record.cell
+    changes = [f"{name} {value}" for name, value in cell.overrides]
+    if cell.blocks != int(paper.setting("blocks", cell.backbone)):
+        changes.insert(0, f"{cell.blocks} blocks")
+    return cell.system + (f" ({', '.join(changes)})" if changes else "")

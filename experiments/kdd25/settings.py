@@ -19,12 +19,12 @@ _QUICK = {"options.rates": (0.1,), "options.steps": (2,), "options.history": 10}
 """Finetune's, whose training has no epochs that could be fewer."""
 
 
-def configure(cell: Cell, interactions: int, quick: bool = False) -> RunConfig:
-    """The configuration of a cell's run, for a log of so many interactions.
+def configure(cell: Cell, interactions: int, quick: bool = False, users: int = 0) -> RunConfig:
+    """The configuration of a cell's run, for a log of so many interactions of so many users.
 
     Raises ValueError for a system, recipe or setting that does not exist.
     """
-    config = recipe(cell.recipe, cell.backbone, interactions, cell.system)
+    config = recipe(cell.recipe, cell.backbone, interactions, cell.system, users)
     stages = [stage for stage in STAGES if getattr(config, stage) is not None]
     settings: dict[str, Any] = {"compare": True, "method.backbone.blocks": cell.blocks}
     for stage in stages:
@@ -83,7 +83,8 @@ def finished(index: Path, quick: bool = False) -> Records:
 
 def _current(record: Record, quick: bool) -> bool:
     try:
-        config = configure(record.cell.trained, record.data["interactions"], quick)
+        data = record.data
+        config = configure(record.cell.trained, data["interactions"], quick, data["users"])
     except (ValueError, TypeError):  # of a system or a setting that there is no longer
         return False
     return same(record.config, config)

@@ -17,6 +17,8 @@ METRICS = {
     "mflops": "paper_mflops",
     "true_mflops": "true_mflops",
     "mbit": "paper_mbit",
+    "true_mbit": "true_mbit",
+    "funnel": "funnel_ndcg@10",
     "kept": "mean_kept_blocks",
 }
 """A table's column -> the key of a record's figures."""

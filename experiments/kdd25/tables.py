@@ -8,6 +8,7 @@ from experiments.kdd25 import paper
 from experiments.kdd25.datasets import ALL
 from experiments.kdd25.markdown import Footnotes, bullets, folded, table
 from experiments.kdd25.recipes import PAPER, Part, Row
+from experiments.kdd25.results import Record
 from experiments.kdd25.summary import Results, agreement, order
 from forward_ofa.cost import cloud_modules_cost, device_modules_cost, network_cost
 from forward_ofa_device.backbones.contract import BackboneConfig
@@ -21,6 +22,9 @@ TITLES = {
     "table7": "Table 7: a network searched for each device (LitePred)",
     "variants": "Variants of the default recipe (not the paper's)",
 }
+_TRUE = {"mflops": "MFLOPs, true", "mbit": "Mbit, true"}
+_MORE = {"funnel": "NDCG@10, funnel"}
+"""What the paper has no column for, shown where a row has it."""
 _HEADERS = {"ndcg": "NDCG@10", "hit": "Hit@10", "mflops": "MFLOPs", "mbit": "Mbit"}
 
 
@@ -53,7 +57,14 @@ def _part(part: Part, results: Results, footnotes: Footnotes) -> list[str]:
     header = ["Method"]
     for column in printed:
         header += ([f"{_HEADERS[column]}, paper"] if has_paper else []) + [_HEADERS[column]]
-        header += ["MFLOPs, true"] if column == "mflops" else []
+        header += [_TRUE[column]] if column in _TRUE else []
+    more = [
+        key for key in _MORE if any(results.text(row.cell, key)[:1].isdigit() for row in part.rows)
+    ]
+    compared = any(_to_device_rec(row, results) for row in part.rows)
+    header += [_MORE[key] for key in more] + (
+        ["NDCG@10 less DeviceRec's, first seed, 95 %"] if compared else []
+    )
     alike = results.alike(part)
     best = {column: _best(part.rows, alike, column) for column in ("ndcg", "hit")}
     rows = []
@@ -64,10 +75,27 @@ def _part(part: Part, results: Results, footnotes: Footnotes) -> list[str]:
             line += [_printed(part, row, column, footnotes)] if has_paper else []
             text = results.text(row.cell, column)
             line.append(f"**{text}**" if row is best.get(column) else text)
-            if column == "mflops":
-                line.append(results.text(row.cell, "true_mflops"))
+            if column in _TRUE:
+                line.append(results.text(row.cell, f"true_{column}"))
+        line += [results.text(row.cell, key) for key in more]
+        line += [_to_device_rec(row, results)] if compared else []
         rows.append([*line, _seeds(row, results)])
     return table([*header, "seeds"], rows)
+
+
+def _to_device_rec(row: Row, results: Results) -> str:
+    """The difference to DeviceRec of the same seed with its interval over users; of the first seed
+    that was run."""
+    found = results.of(row.cell)
+    return difference(found[0]) if found else ""
+
+
+def difference(record: Record) -> str:
+    """NDCG@10 less DeviceRec's of the same seed, with its interval over users; "" for DeviceRec."""
+    found = record.figures.get("difference", {}).get("ndcg@10")
+    if found is None:
+        return ""
+    return f"{found['mean']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})"
 
 
 def _printed(part: Part, row: Row, column: str, footnotes: Footnotes) -> str:
@@ -108,7 +136,8 @@ def _order_line(part: Part, results: Results) -> list[str]:
     return [
         f"Order by NDCG@10 with seed {seeds}, ours: "
         f"{' > '.join(order(list(ours.items())))}; {named}: "
-        f"{' > '.join(order(list(theirs.items())))}. {same} of {total} pairs in the same order.",
+        f"{' > '.join(order(list(theirs.items())))}. {same} of {total} pairs in the same order, "
+        "those that the intervals do not tell apart among them.",
         "",
     ]
 
@@ -195,14 +224,15 @@ def time_table(parts: Sequence[Part], results: Results) -> list[str]:
         )
         rows.append([
             f"{title}: ours", f"{times['forward-ofa']:.4f}", f"{times['finetune']:.4f}",
-            f"{times['finetune-one-thread']:.4f}",
+            f"{times['finetune-one-thread']:.4f}" if machine["threads"] != 1 else "as before",
             f"{times['finetune'] / times['forward-ofa']:,.0f}x",
         ])  # fmt: skip
     ours = (
         "Ours: medians for one device. Forward-OFA: E, H and E' and the generation of the kept "
         "blocks. Fine-tuning: all steps of Finetune on the device's own history, with all threads "
-        "(cloud) and with one thread of the same processor (device). No network in any of them; "
-        "Figure 7 has that."
+        "(cloud) and with one thread of the same processor (device), the same where torch had one. "
+        "Ratio: the cloud's fine-tuning to Forward-OFA. No network in any of them; Figure 7 "
+        "has that."
     )
     header = ["", "Forward-OFA", "fine-tuning, cloud", "fine-tuning, device", "ratio"]
     lines = ["## Table 8: seconds until a device has adapted", ""]

@@ -100,7 +100,7 @@ def read(parameters: JobParameters, cache: Path) -> SequenceDataset:
     return load_dataset(parameters.data, cache, columns=columns, choice=choice, split=split)
 
 
-def configure(parameters: JobParameters, interactions: int) -> RunConfig:
+def configure(parameters: JobParameters, interactions: int, users: int = 0) -> RunConfig:
     """The recipe, with single values replaced. Raises BadParameters."""
     from forward_ofa.recipes import recipe
     from forward_ofa.settings import require_used, with_settings
@@ -111,7 +111,9 @@ def configure(parameters: JobParameters, interactions: int) -> RunConfig:
             "`forward-ofa train --no-compare` does without"
         )
     try:
-        config = recipe(parameters.recipe, parameters.backbone, interactions, parameters.system)
+        config = recipe(
+            parameters.recipe, parameters.backbone, interactions, parameters.system, users
+        )
         config = with_settings(config, parameters.settings)
         require_used(config, parameters.settings)
         build(config.method.backbone)

@@ -108,7 +108,7 @@ def _trained(spec: Spec, data: SequenceDataset, worker: Worker, device: str) -> 
     """The run, from where it is. A run folder of other data (the log has grown since) or that
     is damaged is emptied: the job means the log as it is."""
     folder = spec.folder / _RUN
-    config = plan.configure(spec.parameters, data.num_interactions)
+    config = plan.configure(spec.parameters, data.num_interactions, data.num_users)
     if (folder / "report.json").exists():
         with contextlib.suppress(RunError):
             run = load_run(folder, device)

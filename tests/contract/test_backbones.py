@@ -22,6 +22,7 @@ from forward_ofa.cost import cost_table
 from forward_ofa.model import Batch, ForwardOFA
 from forward_ofa.onnx_export import export_onnx
 from forward_ofa.ops import TorchOps
+from forward_ofa.structure_controller import choose_paths
 from forward_ofa.structure_mapper import initialise
 from forward_ofa_device import backbones
 from forward_ofa_device.artefact import (
@@ -259,7 +260,9 @@ def test_trains_exports_and_counts(config: BackboneConfig, tmp_path: Path) -> No
 
 
 def _check_onnx(system: ForwardOFA, config: BackboneConfig, folder: Path) -> None:
+    system.fusion.fill_(0.5)
     export_onnx(system, folder / "extractor.onnx", folder / "backbone.onnx")
+    _check_extractor(system, folder / "extractor.onnx")
     session = onnxruntime.InferenceSession(folder / "backbone.onnx")
     flat, _ = parameters(config, 5)
     shared = {n: v.detach() for n, v in system.shared_parameters().items()}
@@ -273,6 +276,23 @@ def _check_onnx(system: ForwardOFA, config: BackboneConfig, folder: Path) -> Non
         (vector,) = session.run(None, inputs)
         expected = forward_torch(config, flat, shared, window, valid, path) + offset
         np.testing.assert_allclose(vector, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def _check_extractor(system: ForwardOFA, path: Path) -> None:
+    session = onnxruntime.InferenceSession(path)
+    blocks = system.backbone.config.blocks
+    for items in (1, 9):
+        history = torch.randn(items, system.backbone.config.hidden)
+        inputs = {"history": history.numpy(), "max_blocks": np.array(blocks)}
+        logits, chosen, interest, offset = session.run(None, inputs)
+        length = torch.tensor([items])
+        expected = system.controller(history[None], length)
+        h = system.mapper.interest(history[None], length, expected)
+        np.testing.assert_allclose(logits, expected[0], atol=1e-5)
+        assert chosen.tolist() == choose_paths(expected)[0].tolist()
+        np.testing.assert_allclose(interest, h[0], atol=1e-5)
+        np.testing.assert_allclose(offset, 0.5 * system.query(h)[0], atol=1e-5)
 
 
 def test_generated_matrices_start_like_a_normal_initialisation(config: BackboneConfig) -> None:

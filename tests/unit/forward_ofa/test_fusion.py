@@ -13,6 +13,7 @@ from forward_ofa.data import FilterConfig, generate_log, prepare
 from forward_ofa.evaluation import evaluate
 from forward_ofa.fusion import WEIGHTS, choose_fusion
 from forward_ofa.model import ForwardOFA
+from forward_ofa.recipes import recipe
 from forward_ofa.tasks import ForwardOFATask
 from forward_ofa_device.backbones.contract import BackboneConfig
 
@@ -72,3 +73,14 @@ def test_training_is_the_same_and_validation_chooses(data, fusion: bool) -> None
     assert figures["fusion"] == float(task.system.fusion)
     assert fusion or figures["fusion"] == 0.0
     assert figures["ndcg@10"] == evaluate(task.system, data, "validation").ndcg
+
+
+@pytest.mark.parametrize(
+    ("interactions", "users", "added"),
+    [(75_000, 9_827, True), (94_728, 943, False), (994_852, 6_040, False), (0, 0, False)],
+)
+def test_the_default_recipe_adds_the_query_where_histories_are_short(
+    interactions: int, users: int, added: bool
+) -> None:
+    assert recipe("default", "sasrec", interactions, users=users).method.fusion is added
+    assert not recipe("paper", "sasrec", interactions, users=users).method.fusion
