@@ -88,6 +88,8 @@ class MethodConfig:
         for name in ("cut_probability", "dropout", "compact_warmup", "structure_from"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and less than 1")
+        if self.fusion and not self.retrieval_weight:
+            raise ValueError("fusion needs a query that is trained: retrieval_weight above 0")
         if not self.structure_from < self.structure_until <= 1:
             raise ValueError("structure_until must be more than structure_from and at most 1")
 

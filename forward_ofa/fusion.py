@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 
 from forward_ofa.data.sequences import SequenceDataset
+from forward_ofa.distributed import agreed
 from forward_ofa.evaluation import ndcg, rank_of, user_batches
 from forward_ofa.model import ForwardOFA
 
@@ -38,4 +39,5 @@ def choose_fusion(system: ForwardOFA, data: SequenceDataset) -> None:
             scores = (vectors + weight * queries) @ items.T
             found.append(rank_of(scores, batch.targets[:, 0]).cpu())
     quality = [float(ndcg(torch.cat(found).numpy()).mean()) for found in ranks]
-    system.fusion.fill_(WEIGHTS[quality.index(max(quality))])
+    chosen = agreed({"fusion": WEIGHTS[quality.index(max(quality))]})
+    system.fusion.fill_(chosen["fusion"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +96,12 @@ class ForwardOFA(RankingSystem):
         self.shared = nn.ParameterDict(
             {_key(s.name): nn.Parameter(initialise(s)) for s in self.backbone.shared_parameters()}
         )
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Weights from before there was fusion have none of it."""
+        return super().load_state_dict({"fusion": torch.zeros(()), **state_dict}, strict, assign)
 
     @property
     def extractor_history(self) -> int:

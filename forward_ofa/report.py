@@ -92,7 +92,11 @@ def _method_lines(config: RunConfig, reads: tuple[str, ...]) -> list[str]:
             f"funnel: {config.candidates} candidates from h, seen ones removed on the device; "
             f"{method.retrieval_weight:g} times the loss of the cloud's query; generated matrices "
             f"({_form(method)} hypernetworks) spread by {method.spread:g} at first"
-            + ("; that query added to the networks' outputs" if method.fusion else "")
+            + (
+                "; that query added to the networks' outputs, by a weight chosen on validation"
+                if method.fusion
+                else ""
+            )
         )
     if "compact_weight" in reads:
         first, last = method.structure_from, method.structure_until

@@ -21,6 +21,7 @@ from forward_ofa.evaluation import evaluate
 from forward_ofa.model import ForwardOFA
 from forward_ofa_device.backbones.contract import BackboneConfig
 from forward_ofa_device.bundle import read_bundle
+from forward_ofa_device.errors import CorruptFile
 
 
 @torch.no_grad()
@@ -41,7 +42,10 @@ def restore_system(version: Path) -> tuple[ForwardOFA, list[str]]:
     query = load_file(version / "retrieval.safetensors")
     _fill(system.query, query, "query.")
     tensors = version / "bundle" / "tensors.safetensors"
-    system.fusion.fill_(read_bundle(tensors.read_bytes()).manifest.fusion)
+    try:
+        system.fusion.fill_(read_bundle(tensors.read_bytes()).manifest.fusion)
+    except CorruptFile as error:
+        raise ValueError(f"{tensors}: {error}") from error
     bundle = load_file(tensors)
     for part, gru in (
         ("controller", system.controller.extractor.gru),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from forward_ofa.config import RunConfig, TrainingConfig
+from forward_ofa.config import MethodConfig, RunConfig, TrainingConfig
 from forward_ofa.systems import DEVICE_REC, options_of, system_named
 from forward_ofa.values import typed
 
@@ -101,6 +101,8 @@ def _meant(name: str) -> str:
     """What a name without a dot may have meant."""
     if name in {field.name for field in dataclasses.fields(TrainingConfig)}:
         return f"name the stage, training.{name} or device_rec.{name}"
+    if name in {field.name for field in dataclasses.fields(MethodConfig)}:
+        return f"name it whole, method.{name}"
     parts = (f.name for f in dataclasses.fields(RunConfig) if f.name not in ("system", _OPTIONS))
     return f"it is none of {', '.join(parts)}"
 

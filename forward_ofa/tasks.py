@@ -186,7 +186,7 @@ class ForwardOFATask(NetworkTask):
     def settings(self) -> dict[str, Any]:
         return {
             "system": self.name,
-            "method": dataclasses.asdict(self.method),
+            "method": _method(self.method),
             "base": self.base is not None,
             "foundation": self.foundation is not None,
         }
@@ -231,7 +231,7 @@ class ControllerOnlyTask(NetworkTask):
     def settings(self) -> dict[str, Any]:
         return {
             "system": self.name,
-            "method": dataclasses.asdict(self.method),
+            "method": _method(self.method),
             "base": self.base is not None,
             "foundation": self.foundation is not None,
         }
@@ -241,6 +241,14 @@ class ControllerOnlyTask(NetworkTask):
         vectors = self.system.vectors(batch, gates)
         loss = next_item_loss(vectors, self.system.items.weight, batch.targets)
         return loss + _compact_strength(self.method, done) * compact_loss(logits)
+
+
+def _method(method: MethodConfig) -> dict[str, Any]:
+    """Its values, without those that change nothing: runs from before there was fusion go on."""
+    values = dataclasses.asdict(method)
+    if not method.fusion:
+        del values["fusion"]
+    return values
 
 
 def _phase(method: MethodConfig, done: float) -> Phase:

@@ -102,6 +102,7 @@ def _of_system(
     Raises CommandError for an unknown system or option, ValueError for impossible settings.
     """
     from forward_ofa.cost import module_json
+    from forward_ofa.model import ForwardOFA
     from forward_ofa.settings import full_name
     from forward_ofa.systems import system_named
 
@@ -115,6 +116,9 @@ def _of_system(
     config = overridden(replace(config, method=method), given)
     backbone = config.method.backbone
     system = system_named(name)
+    module = system.build(config, 1)
+    if config.method.fusion and isinstance(module, ForwardOFA):
+        module.fusion.fill_(1)  # the dearest: the query is added, whatever validation would choose
     return {
         "system": name,
         "title": system.title,
@@ -122,7 +126,7 @@ def _of_system(
         "blocks": backbone.blocks,
         "options": None if config.options is None else dict(vars(config.options)),
         "network": system.costs(config).means(),
-        "device_modules": module_json(system.build(config, 1).device_modules()),
+        "device_modules": module_json(module.device_modules()),
     }
 
 

@@ -328,9 +328,10 @@ def overridden(config: RunConfig, given: Given) -> RunConfig:
     from forward_ofa.settings import full_name, require_used, with_settings
 
     try:
-        texts = {full_name(name): value for name, value in pairs("--set", given.texts).items()}
-        flags = _flags(config, given)
-        if "foundation" in texts:  # there is none then that a seed could be for
+        texts = pairs("--set", given.texts)
+        named = {full_name(name) for name in texts}
+        flags = {name: v for name, v in _flags(config, given).items() if name not in named}
+        if "foundation" in named:  # there is none then that a seed could be for
             flags.pop("foundation.training.seed", None)
         changed = with_settings(config, {**flags, **texts})
         require_used(changed, texts)

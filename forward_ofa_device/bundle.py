@@ -77,7 +77,7 @@ class BundleManifest:
                 extractor_history=int(raw["extractor_history"]),
                 shard_starts=tuple(str(s) for s in raw["shard_starts"]),
                 num_items=int(raw["num_items"]),
-                fusion=float(raw.get("fusion", 0.0)),
+                fusion=_number(raw.get("fusion", 0.0)),
             )
             build(manifest.backbone)
             if not 0 <= manifest.fusion <= MOST_FUSION:
@@ -105,6 +105,12 @@ class DeviceBundle:
     extractor_gru: Mapping[str, np.ndarray]
     shared: Mapping[str, np.ndarray]
     query: Mapping[str, np.ndarray]
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | str):
+        raise ValueError("text and booleans are no numbers")
+    return float(value)
 
 
 def _check_sizes(config: Mapping[str, Any]) -> None:

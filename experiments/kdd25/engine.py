@@ -56,7 +56,7 @@ class Engine:
                 )
         else:
             begun = (folder / "config.json").exists()
-            base = self._base(cell, config, data.num_interactions)
+            base = self._base(cell, config, data)
             train_run(data, config, folder, self.progress(cell.name), begun, base, self.device)
         report = json.loads((folder / "report.json").read_text())
         figures = dict(report["systems"][cell.system])
@@ -67,7 +67,7 @@ class Engine:
         stages = {n: _stage(r) for n, r in report["training"].items() if n not in shared}
         return self._record(cell, data_card(data), config, figures, report["protocol"], stages)
 
-    def _base(self, cell: Cell, config: RunConfig, interactions: int) -> Path | None:
+    def _base(self, cell: Cell, config: RunConfig, data: SequenceDataset) -> Path | None:
         """The run whose stages this one goes on from: that of its DeviceRec; for a DeviceRec, that
         of another with the same foundation, which no backbone has a part in."""
         needed = requirements(cell)
@@ -77,7 +77,7 @@ class Engine:
             other = record.cell
             if (other.dataset, other.system) != (cell.dataset, cell.system):
                 continue
-            theirs = configure(other, interactions, self.plan.quick)
+            theirs = configure(other, data.num_interactions, self.plan.quick, data.num_users)
             if self.plan.has_weights(other) and _foundation(theirs) == _foundation(config):
                 return self.plan.folder(other)
         return None

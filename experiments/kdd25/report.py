@@ -90,7 +90,10 @@ _UNLIKE = (
     "Each test figure is of a network that was made right before its target, so extractors "
     "and generation ran once for one prediction. In a session they run once for many, of "
     "networks that grow older; that is not measured here.",
-    "LitePred's predictor is trained on validation targets; nothing of any other system is.",
+    "LitePred's predictor is trained on validation targets; no parameters of any other system "
+    "are. Where histories are short, Forward-OFA, DUET and w.o. structural vector add the "
+    "cloud's query, by one of five weights that validation chooses; other systems have no query. "
+    "The variant without it is the control.",
     "Intervals are bootstraps over users of one seed; they say nothing of other seeds.",
 )
 """What is not the same for all rows of the default recipe."""

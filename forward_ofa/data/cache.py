@@ -229,16 +229,15 @@ def _work_folder(home: Path) -> Iterator[Path]:
         with suppress(OSError), locked(stale / "lock", wait=False) as left:  # or just going
             if left:
                 shutil.rmtree(stale, ignore_errors=True)
-    while True:
-        work = Path(tempfile.mkdtemp(prefix=".work-", dir=home))
-        with locked(work / "lock", wait=True):
-            if not (work / "lock").exists():
-                continue  # another process took it for one that was left, before it was locked
-            try:
-                yield work
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-            return
+    new = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
+    # It gets the name that others look for when it is locked: else one of them could take it
+    # for one that was left.
+    with locked(new / "lock", wait=True):
+        work = new.rename(home / new.name.replace(".new-", ".work-"))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _sweep(home: Path, used: str) -> None:

@@ -38,10 +38,12 @@ class _BundlePartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BundlePart
     more each, so that a request does not say which item is meant.
     """
     BUNDLE_PART_EXTRACTOR_ONNX: _BundlePart.ValueType  # 3
-    """Structure controller and interest extractor as one ONNX model."""
+    """Structure controller, interest extractor and what is added to the backbone's
+    output (`offset`) as one ONNX model.
+    """
     BUNDLE_PART_BACKBONE_ONNX: _BundlePart.ValueType  # 4
     """The backbone with all blocks as one ONNX model: parameters and path are
-    graph inputs.
+    graph inputs, and `offset`.
     """
 
 class BundlePart(_BundlePart, metaclass=_BundlePartEnumTypeWrapper):
@@ -59,10 +61,12 @@ most popular items; the others are cut by item id, a thousand items or
 more each, so that a request does not say which item is meant.
 """
 BUNDLE_PART_EXTRACTOR_ONNX: BundlePart.ValueType  # 3
-"""Structure controller and interest extractor as one ONNX model."""
+"""Structure controller, interest extractor and what is added to the backbone's
+output (`offset`) as one ONNX model.
+"""
 BUNDLE_PART_BACKBONE_ONNX: BundlePart.ValueType  # 4
 """The backbone with all blocks as one ONNX model: parameters and path are
-graph inputs.
+graph inputs, and `offset`.
 """
 Global___BundlePart: _TypeAlias = BundlePart  # noqa: Y015
 

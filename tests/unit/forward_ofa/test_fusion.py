@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -61,17 +63,20 @@ def test_of_equal_weights_the_least_is_taken_and_costs_nothing(data) -> None:
 def test_training_is_the_same_and_validation_chooses(data, fusion: bool) -> None:
     method = MethodConfig(BACKBONE, extractor_history=9, fusion=fusion)
     task = ForwardOFATask(data, method, TrainingConfig(epochs=1, batch_size=16))
+    with torch.no_grad():
+        task.system.items.weight.mul_(50)
+        task.system.query.weight.mul_(9)
     task.system.fusion.fill_(0.25)  # as an epoch before may have left it
     _, stream = task.epoch(np.random.default_rng(0))
     batch = next(iter(stream))
     torch.manual_seed(0)
     loss = task.loss(batch, 0.5)
-    task.system.fusion.fill_(0.0)
+    task.system.fusion.fill_(3.0)
     torch.manual_seed(0)
     assert torch.equal(loss, task.loss(batch, 0.5))
     figures = task.validate()
     assert figures["fusion"] == float(task.system.fusion)
-    assert fusion or figures["fusion"] == 0.0
+    assert (figures["fusion"] in WEIGHTS) is fusion, "3 is left where nothing is chosen"
     assert figures["ndcg@10"] == evaluate(task.system, data, "validation").ndcg
 
 
@@ -84,3 +89,18 @@ def test_the_default_recipe_adds_the_query_where_histories_are_short(
 ) -> None:
     assert recipe("default", "sasrec", interactions, users=users).method.fusion is added
     assert not recipe("paper", "sasrec", interactions, users=users).method.fusion
+
+
+def test_weights_and_runs_from_before_there_was_fusion_are_read(data) -> None:
+    method = MethodConfig(BACKBONE, extractor_history=9)
+    system = ForwardOFA(data.num_items, method)
+    before = {name: value for name, value in system.state_dict().items() if name != "fusion"}
+    system.fusion.fill_(0.5)
+    system.load_state_dict(before)
+    assert float(system.fusion) == 0.0
+    training = TrainingConfig(epochs=1)
+    assert "fusion" not in ForwardOFATask(data, method, training).settings()["method"]
+    with_it = replace(method, fusion=True)
+    assert ForwardOFATask(data, with_it, training).settings()["method"]["fusion"]
+    with pytest.raises(ValueError, match="retrieval_weight"):
+        replace(with_it, retrieval_weight=0.0)

@@ -160,7 +160,7 @@ def test_every_parameter_learns_and_is_saved_and_restored(
         optimiser.step()
     assert moved == {name for name, _ in system.named_parameters()}
     changed = {n for n, v in system.state_dict().items() if not torch.equal(v, before[n])}
-    assert changed == set(before)
+    assert changed == set(before) - {"fusion"}, "chosen on validation, not learned"
 
     from safetensors.torch import load_file, save_file
 

@@ -69,6 +69,9 @@ def test_replaced_blocks_are_evaluated_in_place_of_the_chosen_ones(trained) -> N
         (("--system", "best"), 2, "unknown system 'best': there are forward-ofa"),
         (("--set", "steps=1"), 2, "system forward-ofa has no options of its own"),
         (("--set", "system=duet"), 2, "chosen with --system"),
+        (("--set", "epochs=3"), 2, "name the stage, training.epochs"),
+        (("--set", "fusion=true"), 2, "name it whole, method.fusion"),
+        (("--set", "warm-start=true", "--set", "warm_start=false"), 2, "set twice"),
         (("--set", "method.bases=3", "--set", "method.bases=4"), 2, "give it once"),
         (("--foundation-epochs", "3", "--set", "foundation=none"), 2, "set twice"),
         (("--system", "duet", "--set", "method.keep_bias=1"), 2, "DUET has no use for it"),
@@ -125,6 +128,8 @@ def test_every_system_is_listed_with_its_options() -> None:
 def test_costs_of_a_system() -> None:
     small = run("cost", "--system", "duet", "--set", "method.backbone.blocks=2", "--json").stdout
     assert json.loads(small)["sasrec"]["blocks"] == 2
+    added = run("cost", "--system", "duet", "--set", "method.fusion=true", "--json").stdout
+    assert json.loads(added)["sasrec"]["device_modules"]["parameters"] == 24_960 + 64 * 65
     assert run("cost", "--system", "duet", "--set", "training.epochs=2").exit_code == 2
     table = json.loads(run("cost", "--system", "duet", "--json").stdout)["sasrec"]
     assert table["network"]["paper_mflops"] == 0.6244

@@ -162,7 +162,7 @@ def test_a_manifest_comes_back_and_finds_shards() -> None:
     before = {**json.loads(manifest.to_json())}
     del before["fusion"]  # as versions without it were written
     assert BundleManifest.from_json(json.dumps(before)).fusion == 0.0
-    for wrong in (-1, 1e9, float("nan"), "much"):
+    for wrong in (-1, 1e9, float("nan"), "much", "0.5", True, [0.5]):
         with pytest.raises(CorruptFile):
             BundleManifest.from_json(json.dumps({**before, "fusion": wrong}))
     assert [manifest.shard_of(i) for i in ("a", "b", "c", "m", "z")] == [0, 1, 1, 2, 2]
