@@ -83,7 +83,7 @@ def submit(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="A value of the configuration, such as device_rec.epochs=3; again for more.",
+            help="A value of the configuration, such as device_rec.epochs=3; again for others.",
         ),
     ] = None,
     log: Annotated[
