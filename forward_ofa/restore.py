@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from forward_ofa.config import MethodConfig
@@ -43,10 +43,11 @@ def restore_system(version: Path) -> tuple[ForwardOFA, list[str]]:
     _fill(system.query, query, "query.")
     tensors = version / "bundle" / "tensors.safetensors"
     try:
-        system.fusion.fill_(read_bundle(tensors.read_bytes()).manifest.fusion)
+        data = tensors.read_bytes()
+        system.fusion.fill_(read_bundle(data).manifest.fusion)
     except CorruptFile as error:
         raise ValueError(f"{tensors}: {error}") from error
-    bundle = load_file(tensors)
+    bundle = load(data)
     for part, gru in (
         ("controller", system.controller.extractor.gru),
         ("extractor", system.mapper.extractor.gru),

@@ -23,8 +23,6 @@ TITLES = {
     "variants": "Variants of the default recipe (not the paper's)",
 }
 _TRUE = {"mflops": "MFLOPs, true", "mbit": "Mbit, true"}
-_MORE = {"funnel": "NDCG@10, funnel"}
-"""What the paper has no column for, shown where a row has it."""
 _HEADERS = {"ndcg": "NDCG@10", "hit": "Hit@10", "mflops": "MFLOPs", "mbit": "Mbit"}
 
 
@@ -58,13 +56,10 @@ def _part(part: Part, results: Results, footnotes: Footnotes) -> list[str]:
     for column in printed:
         header += ([f"{_HEADERS[column]}, paper"] if has_paper else []) + [_HEADERS[column]]
         header += [_TRUE[column]] if column in _TRUE else []
-    more = [
-        key for key in _MORE if any(results.text(row.cell, key)[:1].isdigit() for row in part.rows)
-    ]
+    funnel = any(results.mean(row.cell, "funnel") for row in part.rows)
     compared = any(_to_device_rec(row, results) for row in part.rows)
-    header += [_MORE[key] for key in more] + (
-        ["NDCG@10 less DeviceRec's, first seed, 95 %"] if compared else []
-    )
+    header += ["NDCG@10, funnel"] if funnel else []
+    header += ["NDCG@10 less DeviceRec's, first seed, 95 %"] if compared else []
     alike = results.alike(part)
     best = {column: _best(part.rows, alike, column) for column in ("ndcg", "hit")}
     rows = []
@@ -77,7 +72,7 @@ def _part(part: Part, results: Results, footnotes: Footnotes) -> list[str]:
             line.append(f"**{text}**" if row is best.get(column) else text)
             if column in _TRUE:
                 line.append(results.text(row.cell, f"true_{column}"))
-        line += [results.text(row.cell, key) for key in more]
+        line += [results.text(row.cell, "funnel")] if funnel else []
         line += [_to_device_rec(row, results)] if compared else []
         rows.append([*line, _seeds(row, results)])
     return table([*header, "seeds"], rows)
