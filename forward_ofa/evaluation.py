@@ -1,9 +1,10 @@
-"""Evaluation, two ways, both always reported.
+"""Evaluation, three ways, all always reported.
 
 Full ranking (the paper's): the target among all items of the catalogue, items
-already seen not removed. The deployed funnel: the cloud retrieves candidates by
-a query computed from h alone, the device removes what it has seen, which it
-alone knows, and reranks the rest with its network.
+already seen not removed. The same without the items that the user has seen, as
+most published figures of sequential recommendation are. The deployed funnel: the
+cloud retrieves candidates by a query computed from h alone, the device removes
+what it has seen, which it alone knows, and reranks the rest with its network.
 
 Ties count against the target: its rank is one more than the number of other
 items that score at least as high.
@@ -54,11 +55,13 @@ class Funnel:
 class Evaluation:
     """One system on one split.
 
-    ranks: int64 [U], full ranking. kept: booleans [U, L], which blocks each network has.
-    costs: of each user's network. funnel: None for a system without candidates.
+    ranks: int64 [U], full ranking. unseen_ranks: int64 [U], among the items that the user has not
+    seen; 0 where the target is one that was seen before. kept: booleans [U, L], which blocks each
+    network has. costs: of each user's network. funnel: None for a system without candidates.
     """
 
     ranks: np.ndarray
+    unseen_ranks: np.ndarray
     kept: np.ndarray
     costs: Costs
     funnel: Funnel | None = None
@@ -84,6 +87,8 @@ class Evaluation:
             "users": len(self.ranks),
             f"ndcg@{TOP}": self.ndcg,
             f"hit@{TOP}": self.hit,
+            f"unseen_ndcg@{TOP}": float(ndcg(self.unseen_ranks).mean()),
+            f"unseen_hit@{TOP}": float(hit(self.unseen_ranks).mean()),
             **(self.funnel.metrics() if self.funnel is not None else {}),
             "mean_kept_blocks": float(self.kept_blocks.mean()),
             "kept_blocks_histogram": counts.tolist(),
@@ -161,6 +166,7 @@ def evaluate(
     window = system.backbone.config.history
     history = max(system.extractor_history, retriever.extractor_history)
     ranks: list[Tensor] = []
+    unseen: list[Tensor] = []
     kept: list[Tensor] = []
     costs: list[Costs] = []
     funnel: list[Tensor] = []
@@ -173,24 +179,27 @@ def evaluate(
         scores = networks.vectors[:, 0] @ system.items.weight.T
         targets = batch.targets[:, 0]
         ranks.append(rank_of(scores, targets).cpu())
+        fresh = ~seen_mask(data, split, users).to(system.device)
+        unseen.append(_ranks_among(fresh, scores, targets).cpu())
         kept.append(networks.kept.cpu())
         costs.append(networks.costs)
         sent = _retrieved(retriever, batch, candidates)
         if sent is not None:
-            allowed = sent & ~seen_mask(data, split, users).to(system.device)
-            funnel.append(_funnel_ranks(scores, targets, allowed).cpu())
+            funnel.append(_ranks_among(sent & fresh, scores, targets).cpu())
     reranked = None
     if funnel:
-        places = torch.cat(funnel).numpy()
-        reranked = Funnel(places, float(np.mean(places > 0)), min(candidates or 0, data.num_items))
-    return Evaluation(
-        torch.cat(ranks).numpy(), torch.cat(kept).numpy(), Costs.join(costs), reranked
-    )
+        among = torch.cat(funnel).numpy()
+        reranked = Funnel(among, float(np.mean(among > 0)), min(candidates or 0, data.num_items))
+    places, fresh_places = torch.cat(ranks).numpy(), torch.cat(unseen).numpy()
+    paths = torch.cat(kept).numpy()
+    return Evaluation(places, fresh_places, paths, Costs.join(costs), reranked)
 
 
-def _funnel_ranks(scores: Tensor, targets: Tensor, allowed: Tensor) -> Tensor:
-    """Ranks [B] among allowed [B, N + 1] items; 0 for a target that is not."""
-    # A repeated item is not in the funnel: the device removed it with all it has seen.
+def _ranks_among(allowed: Tensor, scores: Tensor, targets: Tensor) -> Tensor:
+    """Ranks [B] among allowed [B, N + 1] items; 0 for a target that is not.
+
+    So a repeated item counts as missed: the device removes it with all it has seen.
+    """
     present = allowed.gather(1, targets[:, None])[:, 0]
     return torch.where(present, rank_of(scores.masked_fill(~allowed, -torch.inf), targets), 0)
 

@@ -60,7 +60,8 @@ def protocol(data: SequenceDataset, config: RunConfig) -> list[str]:
         f"T = {backbone.history}"
         + (f", norm {backbone.norm}" if backbone.name == "sasrec" else "")
         + f", dropout {method.dropout:g}",
-        "ranking: all items, seen ones not removed; ties count against the target",
+        "ranking: all items, seen ones not removed, and once more with them removed, where a "
+        "repeated target is missed; ties count against the target",
         "loss: full softmax cross-entropy on the next item, and what the system adds to it",
         _foundation_line(config),
     ]
@@ -146,6 +147,7 @@ def _differences(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
     found = {
         f"ndcg@{TOP}": _difference(ndcg(ours.ranks), ndcg(theirs.ranks)),
         f"hit@{TOP}": _difference(hit(ours.ranks), hit(theirs.ranks)),
+        f"unseen_ndcg@{TOP}": _difference(ndcg(ours.unseen_ranks), ndcg(theirs.unseen_ranks)),
     }
     if ours.funnel is not None and theirs.funnel is not None:
         own, other = ndcg(ours.funnel.ranks), ndcg(theirs.funnel.ranks)

@@ -98,11 +98,21 @@ def _rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-_FIGURES = (("NDCG@10, all items ranked", "ndcg@10"), ("Hit@10, all items ranked", "hit@10"))
+_FIGURES = (
+    ("NDCG@10, all items ranked", "ndcg@10"),
+    ("Hit@10, all items ranked", "hit@10"),
+    ("NDCG@10, seen items removed", "unseen_ndcg@10"),
+    ("Hit@10, seen items removed", "unseen_hit@10"),
+)
 _FUNNEL = (
     ("NDCG@10, funnel of {count} candidates", "funnel_ndcg@10"),
     ("Hit@10, funnel of {count} candidates", "funnel_hit@10"),
 )
+_WHERE = {
+    "unseen_ndcg@10": " without seen items",
+    "funnel_ndcg@10": " in the funnel",
+}
+"""A difference's key -> what to add to the figure's name; the others are of the full ranking."""
 
 
 def _notes(report: dict[str, Any], ours: dict[str, Any]) -> list[str]:
@@ -113,7 +123,7 @@ def _notes(report: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     notes = [users]
     if difference is not None:
         intervals = "; ".join(
-            f"{name.partition(',')[0]}{' in the funnel' if 'funnel' in key else ''} "
+            f"{name.partition(',')[0]}{_WHERE.get(key, '')} "
             f"{difference[key]['low']:+.4f} to {difference[key]['high']:+.4f}"
             for name, key in (*_FIGURES, *_FUNNEL)
             if key in difference

@@ -18,6 +18,7 @@ METRICS = {
     "true_mflops": "true_mflops",
     "mbit": "paper_mbit",
     "true_mbit": "true_mbit",
+    "unseen": "unseen_ndcg@10",
     "funnel": "funnel_ndcg@10",
     "kept": "mean_kept_blocks",
 }
@@ -85,10 +86,12 @@ class Results:
 
     def text(self, cell: Cell, column: str, digits: int = 4) -> str:
         """As `mean`, or why there is nothing: a figure is never guessed."""
-        found = self.mean(cell, column)
+        found, records = self.mean(cell, column), self.of(cell)
         if found is not None:
-            return found.text(digits)
-        if self.of(cell):
+            if found.seeds == len(records):
+                return found.text(digits)
+            return f"{found.text(digits)} (of {found.seeds} seed{'s' * (found.seeds > 1)})"
+        if records:
             return "-"
         return "failed" if self.failure(cell) else NOT_RUN
 

@@ -23,6 +23,8 @@ TITLES = {
     "variants": "Variants of the default recipe (not the paper's)",
 }
 _TRUE = {"mflops": "MFLOPs, true", "mbit": "Mbit, true"}
+_EXTRA = {"unseen": "NDCG@10, seen removed", "funnel": "NDCG@10, funnel"}
+"""Shown where a row of the part has them."""
 _HEADERS = {"ndcg": "NDCG@10", "hit": "Hit@10", "mflops": "MFLOPs", "mbit": "Mbit"}
 
 
@@ -56,9 +58,11 @@ def _part(part: Part, results: Results, footnotes: Footnotes) -> list[str]:
     for column in printed:
         header += ([f"{_HEADERS[column]}, paper"] if has_paper else []) + [_HEADERS[column]]
         header += [_TRUE[column]] if column in _TRUE else []
-    funnel = any(results.mean(row.cell, "funnel") for row in part.rows)
+    extra = [
+        column for column in _EXTRA if any(results.mean(row.cell, column) for row in part.rows)
+    ]
     compared = any(_to_device_rec(row, results) for row in part.rows)
-    header += ["NDCG@10, funnel"] if funnel else []
+    header += [_EXTRA[column] for column in extra]
     header += ["NDCG@10 less DeviceRec's, first seed, 95 %"] if compared else []
     alike = results.alike(part)
     best = {column: _best(part.rows, alike, column) for column in ("ndcg", "hit")}
@@ -72,7 +76,7 @@ def _part(part: Part, results: Results, footnotes: Footnotes) -> list[str]:
             line.append(f"**{text}**" if row is best.get(column) else text)
             if column in _TRUE:
                 line.append(results.text(row.cell, f"true_{column}"))
-        line += [results.text(row.cell, "funnel")] if funnel else []
+        line += [results.text(row.cell, column) for column in extra]
         line += [_to_device_rec(row, results)] if compared else []
         rows.append([*line, _seeds(row, results)])
     return table([*header, "seeds"], rows)

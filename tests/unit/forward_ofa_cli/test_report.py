@@ -14,6 +14,8 @@ def report(ours: float, theirs: float, low: float, high: float) -> dict[str, Any
         "users": 1000,
         "ndcg@10": theirs,
         "hit@10": 0.2,
+        "unseen_ndcg@10": 0.14,
+        "unseen_hit@10": 0.24,
         "funnel_ndcg@10": 0.15,
         "funnel_hit@10": 0.25,
         "candidates": 200,
@@ -34,7 +36,9 @@ def report(ours: float, theirs: float, low: float, high: float) -> dict[str, Any
         "split": "test",
         "system": "forward-ofa",
         "systems": {"forward-ofa": own, "device-rec": system},
-        "difference": dict.fromkeys(("ndcg@10", "hit@10", "funnel_ndcg@10"), difference),
+        "difference": dict.fromkeys(
+            ("ndcg@10", "hit@10", "unseen_ndcg@10", "funnel_ndcg@10"), difference
+        ),
     }
 
 
