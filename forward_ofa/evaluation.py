@@ -180,12 +180,12 @@ def evaluate(
         targets = batch.targets[:, 0]
         ranks.append(rank_of(scores, targets).cpu())
         fresh = ~seen_mask(data, split, users).to(system.device)
-        unseen.append(_ranks_among(fresh, scores, targets).cpu())
+        unseen.append(ranks_among(fresh, scores, targets).cpu())
         kept.append(networks.kept.cpu())
         costs.append(networks.costs)
         sent = _retrieved(retriever, batch, candidates)
         if sent is not None:
-            funnel.append(_ranks_among(sent & fresh, scores, targets).cpu())
+            funnel.append(ranks_among(sent & fresh, scores, targets).cpu())
     reranked = None
     if funnel:
         among = torch.cat(funnel).numpy()
@@ -195,7 +195,7 @@ def evaluate(
     return Evaluation(places, fresh_places, paths, Costs.join(costs), reranked)
 
 
-def _ranks_among(allowed: Tensor, scores: Tensor, targets: Tensor) -> Tensor:
+def ranks_among(allowed: Tensor, scores: Tensor, targets: Tensor) -> Tensor:
     """Ranks [B] among allowed [B, N + 1] items; 0 for a target that is not.
 
     So a repeated item counts as missed: the device removes it with all it has seen.
