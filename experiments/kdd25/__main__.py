@@ -50,6 +50,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except (CellError, DamagedIndex) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # who read it has enough, as `head`; nothing is left to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on where it stopped.", file=sys.stderr)
         return 130
