@@ -89,6 +89,7 @@ class Evaluation:
             f"hit@{TOP}": self.hit,
             f"unseen_ndcg@{TOP}": float(ndcg(self.unseen_ranks).mean()),
             f"unseen_hit@{TOP}": float(hit(self.unseen_ranks).mean()),
+            "repeated_targets": float(np.mean(self.unseen_ranks == 0)),
             **(self.funnel.metrics() if self.funnel is not None else {}),
             "mean_kept_blocks": float(self.kept_blocks.mean()),
             "kept_blocks_histogram": counts.tolist(),

@@ -108,6 +108,8 @@ _FUNNEL = (
     ("NDCG@10, funnel of {count} candidates", "funnel_ndcg@10"),
     ("Hit@10, funnel of {count} candidates", "funnel_hit@10"),
 )
+_MANY_REPEATED = 0.01
+"""Share of repeated targets from which a report speaks of them."""
 _WHERE = {
     "unseen_ndcg@10": " without seen items",
     "funnel_ndcg@10": " in the funnel",
@@ -130,6 +132,12 @@ def _notes(report: dict[str, Any], ours: dict[str, Any]) -> list[str]:
         )
         notes.append(
             f"95 % intervals of the differences (paired bootstrap over users): {intervals}."
+        )
+    if ours["repeated_targets"] >= _MANY_REPEATED:
+        notes.append(
+            f"{ours['repeated_targets']:.1%} of the users' next items are ones that they had "
+            "before, which is missed where seen items are removed: for such a log let devices "
+            "keep them, rerank(include_seen=True)."
         )
     if "candidates" in ours:
         both = "In the funnel both rerank the same" if difference is not None else "The funnel has"

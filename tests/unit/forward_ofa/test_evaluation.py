@@ -52,6 +52,7 @@ def test_ranks_with_and_without_what_was_seen(data: SequenceDataset, split: str,
         repeated += target in seen
     assert 0 < repeated < data.num_users, "the log has targets of both kinds"
     figures = found.metrics()
+    assert figures["repeated_targets"] == repeated / data.num_users
     assert figures["ndcg@10"] == ndcg(found.ranks).mean()
     assert figures["unseen_ndcg@10"] == ndcg(found.unseen_ranks).mean()
     assert figures["unseen_hit@10"] == hit(found.unseen_ranks).mean()

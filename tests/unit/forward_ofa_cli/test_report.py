@@ -16,6 +16,7 @@ def report(ours: float, theirs: float, low: float, high: float) -> dict[str, Any
         "hit@10": 0.2,
         "unseen_ndcg@10": 0.14,
         "unseen_hit@10": 0.24,
+        "repeated_targets": 0.0,
         "funnel_ndcg@10": 0.15,
         "funnel_hit@10": 0.25,
         "candidates": 200,
@@ -65,6 +66,13 @@ def test_the_table_has_both_systems_and_the_intervals():
     assert rows["bytes of parameters, float16"] == ["187,200", "249,600", "-25.0%"]
     assert rows["blocks on the device, of 6 (mean)"] == ["4.50", "6.00", "-25.0%"]
     assert any("+0.0110 to +0.0290" in note for note in section.notes)
+
+
+def test_a_log_with_repeated_items_is_told_to_keep_them():
+    told = report(0.12, 0.10, 0.01, 0.03)
+    assert not any("include_seen" in note for note in systems(told).notes)
+    told["systems"]["forward-ofa"]["repeated_targets"] = 0.25
+    assert any("25.0%" in note and "include_seen" in note for note in systems(told).notes)
 
 
 def test_the_histogram_adds_up():
