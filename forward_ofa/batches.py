@@ -102,8 +102,18 @@ def last_item_sessions(data: SequenceDataset, split: str) -> Sessions:
     return Sessions(users, ends, np.ones_like(ends))
 
 
-def collate(data: SequenceDataset, sessions: Sessions, history: int, window: int) -> Batch:
-    """The batch of these sessions; M is the most targets that any of them has."""
+def collate(
+    data: SequenceDataset,
+    sessions: Sessions,
+    history: int,
+    window: int,
+    age: int | np.ndarray = 0,
+) -> Batch:
+    """The batch of these sessions; M is the most targets that any of them has.
+
+    age: by how many items what E and E' read ends before the session, of all sessions or, int64
+    [S], of each; one item is left to read.
+    """
     size, width = len(sessions), int(sessions.counts.max())
     slots = np.arange(width)
     used = slots < sessions.counts[:, None]
@@ -111,8 +121,9 @@ def collate(data: SequenceDataset, sessions: Sessions, history: int, window: int
     users = np.repeat(sessions.users, width)
     windows = data.windows(users, ends.ravel(), window).reshape(size, width, window)
     targets = np.where(used, data.targets(users, ends.ravel()).reshape(size, width), 0)
-    lengths = np.minimum(sessions.starts, history)
-    read = data.windows(sessions.users, sessions.starts, history)
+    made = np.maximum(sessions.starts - age, 1)
+    lengths = np.minimum(made, history)
+    read = data.windows(sessions.users, made, history)
     return Batch(
         padding_last(read, lengths),
         torch.from_numpy(lengths.astype(np.int64)),

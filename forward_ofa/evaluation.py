@@ -125,12 +125,15 @@ def paired_interval(
     return float(low), float(high)
 
 
-def user_batches(data: SequenceDataset, split: str, history: int, window: int) -> Iterator[Batch]:
-    """All users who have a target in that split, in order, one target each."""
+def user_batches(
+    data: SequenceDataset, split: str, history: int, window: int, age: int | np.ndarray = 0
+) -> Iterator[Batch]:
+    """All users who have a target in that split, in order, one target each; age: see `collate`."""
     sessions = last_item_sessions(data, split)
+    ages = np.broadcast_to(age, len(sessions))
     for start in range(0, len(sessions), _BATCH):
         rows = np.arange(start, min(start + _BATCH, len(sessions)))
-        yield collate(data, sessions.take(rows), history, window)
+        yield collate(data, sessions.take(rows), history, window, ages[rows])
 
 
 def rank_of(scores: Tensor, targets: Tensor) -> Tensor:
@@ -155,11 +158,14 @@ def evaluate(
     split: str,
     candidates: int | None = None,
     retriever: RankingSystem | None = None,
+    age: int | np.ndarray = 0,
 ) -> Evaluation:
     """One system on the "validation" or "test" split, on the device where its parameters are.
 
     candidates: how many the funnel has; None: no funnel. retriever: whose retrieval finds them;
-    None: the system's own. Without either there is no funnel.
+    None: the system's own. Without either there is no funnel. age: items that users have met
+    since candidates and network were made for them, one number or, int64 [U], each user's; the
+    network's window is of now.
     """
     retriever = retriever or system
     system.eval()
@@ -172,7 +178,7 @@ def evaluate(
     costs: list[Costs] = []
     funnel: list[Tensor] = []
     everyone, start = data.held_out(split)[0], 0
-    for whole in user_batches(data, split, history, window):
+    for whole in user_batches(data, split, history, window, age):
         users = everyone[start : start + len(whole.targets)]
         start += len(users)
         batch = whole.to(system.device)

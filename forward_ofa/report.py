@@ -19,14 +19,15 @@ def describe(
     system: RankingSystem,
     device_rec: RankingSystem | None,
     split: str,
+    age: int = 0,
 ) -> dict[str, Any]:
     """A run's system and, if it has one, its DeviceRec on one split, under stable keys.
 
     "systems" has an entry for each by name; "difference" is there if DeviceRec is another system.
     The funnel, if the system retrieves, reranks the same candidates with both: those that the
-    system's cloud retrieves.
+    system's cloud retrieves. age: of the networks (see `evaluate`).
     """
-    ours = evaluate(system, data, split, config.candidates)
+    ours = evaluate(system, data, split, config.candidates, age=age)
     modules = system.device_modules()
     found: dict[str, Any] = {
         "split": split,
@@ -40,7 +41,7 @@ def describe(
         },
     }
     if device_rec is not None and config.system != DEVICE_REC:
-        theirs = evaluate(device_rec, data, split, config.candidates, retriever=system)
+        theirs = evaluate(device_rec, data, split, config.candidates, system, age)
         found["systems"][DEVICE_REC] = theirs.metrics()
         found["difference"] = _differences(ours, theirs)
     return found

@@ -170,11 +170,12 @@ def _restored(folder: Path, name: str, config: RunConfig, items: int, device: st
 
 
 def evaluate_run(
-    run: Run, data: SequenceDataset, split: str, system: RankingSystem | None = None
+    run: Run, data: SequenceDataset, split: str, system: RankingSystem | None = None, age: int = 0
 ) -> dict[str, Any]:
     """The report of a run on the "validation" or "test" split.
 
-    system: evaluated in place of the run's own, which it is a variant of.
+    system: evaluated in place of the run's own, which it is a variant of. age: items that users
+    have met since their networks were made.
     Raises RunError if `data` is not what the run was trained on.
     """
     if data.fingerprint() != run.data_card["fingerprint"]:
@@ -182,7 +183,7 @@ def evaluate_run(
             f"this log is not the one that {run.folder} was trained on "
             f"({run.data_card['source']}): give the same --data and filter"
         )
-    return describe(data, run.config, system or run.system, run.device_rec, split)
+    return describe(data, run.config, system or run.system, run.device_rec, split, age)
 
 
 def estimate_seconds(

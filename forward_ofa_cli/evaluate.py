@@ -29,6 +29,14 @@ def evaluate(
         typer.Option(help="Ablation: random, first or last blocks, as many as Forward-OFA chose."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of random blocks.")] = 0,
+    age: Annotated[
+        int,
+        typer.Option(
+            help="Networks as they are after so many more items, with the window of now.",
+            min=0,
+            max=100_000,
+        ),
+    ] = 0,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
 ) -> None:
@@ -41,6 +49,8 @@ def evaluate(
     `forward-ofa evaluate --run-dir runs/ml-1m --split validation`
 
     `forward-ofa evaluate --run-dir runs/ml-1m --blocks random`
+
+    `forward-ofa evaluate --run-dir runs/ml-1m --age 10`
     """
     from forward_ofa.runs import evaluate_run, load_run
 
@@ -50,10 +60,12 @@ def evaluate(
     run = load_run(run_dir, device_named(device))
     variant = None if blocks is None else _replaced(run, blocks, seed)
     log = source.remembered(run_dir, data).load(out)
-    report = evaluate_run(run, log, split, variant)
+    report = evaluate_run(run, log, split, variant, age)
     if blocks is not None:
         chosen = f"blocks: {blocks} ones, as many as the structure controller chose"
         report["protocol"].append(chosen + (f", seed {seed}" if blocks == "random" else ""))
+    if age:
+        report["protocol"].append(f"age: networks made {age} items before the one to predict")
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return

@@ -89,7 +89,7 @@ _UNLIKE = (
     "is the control.",
     "Each test figure is of a network that was made right before its target, so extractors "
     "and generation ran once for one prediction. In a session they run once for many, of "
-    "networks that grow older; that is not measured here.",
+    "networks that grow older: experiments/ageing.py measures what that costs.",
     "LitePred's predictor is trained on validation targets; no parameters of any other system "
     "are. Where histories are short, Forward-OFA, DUET and w.o. structural vector add the "
     "cloud's query, by one of five weights that validation chooses; other systems have no query. "
