@@ -119,9 +119,14 @@ def submit(
 
     Example: `forward-ofa jobs submit --data /data/shop --set device_rec.epochs=3 --gate +1%`
     """
+    from forward_ofa.data import user_path
     from forward_ofa_api.trainer.v1 import trainer_pb2 as api
 
-    path = Path(data).expanduser()
+    given = {"recipe": recipe, "backbone": backbone, "system": system, "gate": gate}
+    for name, text in given.items():
+        if not text:  # or the service would take its default
+            raise CommandError(f"--{name} is empty: leave it out, or say what", Exit.USAGE)
+    path = user_path(data)
     parameters = api.JobParameters(
         data=str(path.resolve()) if path.exists() else data,
         recipe=recipe,

@@ -147,13 +147,14 @@ class Source:
         log_name: of the log that was read; a log that stood in for a download is remembered
         as what it is, so that a network tomorrow does not change the run's data.
         """
+        from forward_ofa.data import user_path
         from forward_ofa.runs import write_json
 
         raw = asdict(self)
         if self.data is None:
             raw["data"] = SYNTHETIC if log_name == SYNTHETIC else "ml-100k"
-        elif Path(self.data).expanduser().exists():
-            raw["data"] = str(Path(self.data).expanduser().resolve())
+        elif user_path(self.data).exists():
+            raw["data"] = str(user_path(self.data).resolve())
         raw["cache"] = str(Path(self.cache).resolve())
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / SOURCE, raw)

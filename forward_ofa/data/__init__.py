@@ -51,6 +51,7 @@ __all__ = [
     "log_from_ids",
     "prepare",
     "read_log",
+    "user_path",
 ]
 
 DEFAULT_DATASET = "ml-100k"
@@ -100,7 +101,8 @@ def load_dataset(
     """
     choice, split = choice or FilterChoice(), split or SplitConfig()
     try:
-        path = locate(spec or DEFAULT_DATASET, cache_dir, progress, datasets)
+        named = DEFAULT_DATASET if spec is None else spec
+        path = locate(named, cache_dir, progress, datasets)
     except DownloadError as error:
         if spec is not None or error.reason not in _UNREACHABLE:
             raise
@@ -113,7 +115,7 @@ def locate(
     spec: str, cache_dir: Path, progress: Progress | None, datasets: Mapping[str, RemoteDataset]
 ) -> Path:
     """Where the log is on disk; a named data set is downloaded. Raises DataError."""
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     if path.exists():
         is_folder(path)  # or a file: at once, and not when it is opened
         return path
@@ -123,6 +125,17 @@ def locate(
             f"({suggest(datasets)}). Check the path."
         )
     return fetch(spec, cache_dir, progress=progress, datasets=datasets)
+
+
+def user_path(text: str) -> Path:
+    """A path as people write it, ~ and ~name for home folders. Raises DataError for an empty one,
+    which a variable of a shell that is not set leaves, and for a name that nobody has."""
+    if not text:
+        raise DataError("the log's path is empty: give a file, a folder or the name of a data set")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{text}: {error} Check the name after ~.") from error
 
 
 def _instead(log: InteractionLog, error: DownloadError) -> InteractionLog:

@@ -17,6 +17,7 @@ from services.registry.contract import (
     MANIFEST,
     PublishedVersion,
     RegistryError,
+    RegistryUnavailable,
     VersionManifest,
     is_version_id,
     required_files,
@@ -127,8 +128,14 @@ class FileRegistry(LabelledRegistry):
     def _read_label(self, name: str) -> str | None:
         try:
             return (self._labels / name).read_text()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UnicodeDecodeError):
+        except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError):
             return None
+        except NotADirectoryError as error:
+            # Not "no label": a gate that found no stable version would let everything through.
+            raise RegistryUnavailable(
+                f"{self.root} is no registry: there is a file where a folder should be ({error}). "
+                "Move it away"
+            ) from error
 
     def _write_label(self, name: str, text: str) -> None:
         self._labels.mkdir(parents=True, exist_ok=True)

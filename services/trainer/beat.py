@@ -23,7 +23,7 @@ from services.trainer.celery_app import Announcer
 from services.trainer.domain import LocalTrainer
 from services.trainer.growth import Growth
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.records import Records, RecordsUnavailable, TooManyJobs, UnknownJob
+from services.trainer.records import Records, RecordsUnavailable, UnknownJob
 from services.trainer.schedules import BadSchedules, Schedule, read_schedules
 from services.trainer.settings import BeatSettings, TrainerSettings
 
@@ -170,7 +170,10 @@ class Scheduler:
             self._next[schedule.name] = now + schedule.look_seconds
             try:
                 self._consider(schedule)
-            except (OSError, plan.BadParameters, TooManyJobs) as error:
+            except RecordsUnavailable:
+                raise
+            except Exception as error:
+                # Whatever is wrong with one log, the other schedules and the leases go on.
                 self._metrics.schedule_failures.labels(schedule.name).inc()
                 log(
                     _LOGGER, logging.WARNING, "a schedule's look failed",

@@ -55,8 +55,9 @@ def count_rows(file: Path) -> int:
 
         try:
             return int(pl.scan_parquet(file).select(pl.len()).collect().item())
-        except pl.exceptions.PolarsError as error:
-            raise OSError(None, f"is no whole Parquet file: {error}", str(file)) from error
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            text = f"is no whole Parquet file, or has columns of an unknown kind: {error}"
+            raise OSError(None, text, str(file)) from error
     lines, last = 0, b"\n"
     try:
         with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:

@@ -71,6 +71,13 @@ def beaten(job: Job, attempt: int, progress: JobProgress | None, epochs: list[An
     )
 
 
+def afresh(job: Job, attempt: int, why: str, now: float) -> Job:
+    """Its training starts again from nothing: epochs told before are of another run. Raises
+    Superseded."""
+    _check(job, attempt)
+    return noted(replace(job, epochs=(), progress=None), now, why)
+
+
 def alive(job: Job) -> Job:
     """The same, but different: a sign of life when there is nothing else to tell."""
     return replace(job, beats=job.beats + 1)

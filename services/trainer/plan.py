@@ -26,6 +26,7 @@ from forward_ofa.data import (
     load_dataset,
     locate,
     prepare,
+    user_path,
 )
 from forward_ofa.values import typed
 from forward_ofa_device.backbones import build
@@ -64,10 +65,10 @@ def check(parameters: JobParameters, check_bytes: int, cache: Path) -> None:
     configure(parameters, 0)
     _check_rest(parameters)
     _rules(parameters.log)
-    path = Path(parameters.data).expanduser()
-    if parameters.data == SYNTHETIC or (parameters.data in DATASETS and not path.exists()):
-        return
     try:
+        path = user_path(parameters.data)
+        if parameters.data == SYNTHETIC or (parameters.data in DATASETS and not path.exists()):
+            return
         if not path.exists():
             raise DataError(
                 f"{parameters.data}: neither a file or folder that this service sees nor a named "

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forward_ofa.data import DataError, user_path
 from services.ports import JobParameters
 from services.trainer import plan
 
@@ -93,7 +94,7 @@ def _schedule(entry: Any, path: Path) -> Schedule:
         return _checked(entry, path)
     except KeyError as error:
         raise BadSchedules(f"{where} lacks {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, DataError) as error:
         raise BadSchedules(f"{where}: {error}") from error
 
 
@@ -111,7 +112,7 @@ def _checked(entry: Any, path: Path) -> Schedule:
         kind, given = _KINDS.get(str(field.type)), job.get(field.name)
         if kind is not None and given is not None and type(given) not in kind[0]:
             raise BadSchedules(f"{field.name} must be {kind[1]}, not {given!r}")
-    log = (path.parent / Path(job["data"]).expanduser()).resolve()
+    log = (path.parent / user_path(job["data"])).resolve()
     if log.exists() or "/" in job["data"]:
         job["data"] = str(log)
     parameters = JobParameters(**job)

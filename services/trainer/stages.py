@@ -114,18 +114,18 @@ def _trained(spec: Spec, data: SequenceDataset, worker: Worker, device: str) -> 
             run = load_run(folder, device)
             if run.data_card["fingerprint"] == data.fingerprint():
                 return run
-        _start_afresh(spec)
+        _start_afresh(spec, worker)
     progress = _Told(worker)
     try:
         return train_run(data, config, folder, progress, resume=True, device=device)
     except CheckpointError:
-        _start_afresh(spec)
+        _start_afresh(spec, worker)
         return train_run(data, config, folder, progress, resume=True, device=device)
 
 
-def _start_afresh(spec: Spec) -> None:
+def _start_afresh(spec: Spec, worker: Worker) -> None:
     shutil.rmtree(spec.folder / _RUN, ignore_errors=True)
-    (spec.folder / _VERDICT).unlink(missing_ok=True)
+    worker.tell("afresh", why="the log is another one now, or the run damaged: trained anew")
 
 
 def _figures(report: Mapping[str, Any]) -> dict[str, float]:
@@ -139,11 +139,8 @@ def _figures(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _judged(spec: Spec, run: Run, data: SequenceDataset, registry: Registry) -> Verdict:
-    """Once a run."""
-    known = _known_verdict(spec)
-    if known is not None and known.passed:
-        return known
-    # A refusal is judged anew, for somebody has resumed the job.
+    """Anew in each attempt that has not published: by now `stable` may be another version, and
+    the gate another one. What is written is for an attempt that finds its version published."""
     verdict = judge(parse_gate(spec.parameters.gate), run.forward_ofa, data, registry)
     write_json(spec.folder / _VERDICT, asdict(verdict))
     return verdict

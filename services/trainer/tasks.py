@@ -111,6 +111,7 @@ class _Attempt:
         self._settings, self._metrics = runner._settings, runner._metrics
         self._progress: JobProgress | None = None
         self._epochs: list[Any] = []
+        self._afresh: tuple[str, float] | None = None  # why, when
         self._final: dict[str, Any] = {}
         self._asked_to_stop = 0.0
         self._why_stopped = ""
@@ -166,6 +167,9 @@ class _Attempt:
         if kind == "progress":
             self._progress = JobProgress(**event)
             self._metrics.progressed(self._progress)
+        elif kind == "afresh":
+            self._epochs.clear()
+            self._afresh = event["why"], time.time()
         elif kind == "epoch":
             self._epochs.append(event)
         elif kind == "may I publish":
@@ -188,11 +192,11 @@ class _Attempt:
     def _beat(self) -> Job:
         """A sign of life. While Redis is away training goes on: what is not told yet is told
         later, and the lease is not judged while nobody can renew it."""
-        attempt, progress, epochs = self._job.attempt, self._progress, list(self._epochs)
+        progress, epochs, afresh = self._progress, list(self._epochs), self._afresh
 
         def change(old: Job) -> Job:
             # A new revision each time: that is the sign.
-            beaten = jobs.beaten(old, attempt, progress, epochs)
+            beaten = self._told(old, progress, epochs, afresh)
             return beaten if beaten != old else jobs.alive(old)
 
         try:
@@ -202,8 +206,18 @@ class _Attempt:
             return self._job
         self._job = told
         del self._epochs[: len(epochs)]
+        self._afresh = None
         self._metrics.beaten()
         return told
+
+    def _told(
+        self, old: Job, progress: JobProgress | None, epochs: list[Any],
+        afresh: tuple[str, float] | None,
+    ) -> Job:  # fmt: skip
+        """The record with what it does not know yet. Raises Superseded."""
+        attempt = self._job.attempt
+        known = jobs.afresh(old, attempt, *afresh) if afresh else old
+        return jobs.beaten(known, attempt, progress, epochs)
 
     def _look_at_clock(self, child: Child, now: float) -> None:
         limits = self._settings
@@ -262,10 +276,10 @@ class _Attempt:
 
     def _tell(self, change: Callable[[Job], Job]) -> None:
         """The end of an attempt, after what the last beat did not tell."""
-        attempt, progress, epochs = self._job.attempt, self._progress, list(self._epochs)
+        progress, epochs, afresh = self._progress, list(self._epochs), self._afresh
 
         def last(old: Job) -> Job:
-            return change(jobs.beaten(old, attempt, progress, epochs))
+            return change(self._told(old, progress, epochs, afresh))
 
         try:
             told = self._runner._insist(lambda: self._runner._records.update(self._job.id, last))

@@ -59,6 +59,9 @@ def test_a_job_is_watched_until_its_version_is_published(running):
     [
         (("submit", "--data", "synthetic", "--recipe", "none"), Exit.USAGE, "unknown recipe"),
         (("submit", "--data", "/nowhere"), Exit.USAGE, "neither a file or folder"),
+        (("submit", "--data", ""), Exit.BAD_DATA, "path is empty"),
+        (("submit", "--data", "~nobody-here/log"), Exit.BAD_DATA, "Check the name after ~"),
+        (("submit", "--data", "synthetic", "--gate", ""), Exit.USAGE, "--gate is empty"),
         (("submit", "--data", "synthetic", "--set", "epochs"), Exit.USAGE, "NAME=VALUE"),
         (("submit", "--data", "synthetic", "--gate", "x"), Exit.USAGE, "use off, a share"),
         (("show", "none"), Exit.FAILED, "there is no job 'none'"),

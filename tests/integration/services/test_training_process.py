@@ -64,6 +64,28 @@ def test_what_was_published_is_only_told_again(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_an_attempt_that_has_not_published_is_judged_by_what_is_stable_now(tmp_path: Path):
+    said = spec(tmp_path)
+    child, events = Child(tmp_path / "job", said), []
+    while not child.ended():  # as when a disk is full: it passes its gate and cannot publish
+        events += child.events(0.1)
+        if any(event["event"] == "may I publish" for event in events):
+            child.ask_to_stop()
+    child.close()
+    registry = FileRegistry(tmp_path / "registry")
+    assert registry.versions() == []
+    better = {**spec(tmp_path, settings={**TINY, "training.epochs": "6"}), "job": "job-2"}
+    done, _ = run(tmp_path / "better", better)
+    registry.label("stable", done[-1]["version"])
+    said["parameters"]["gate"] = "+99%"
+    again, _ = run(tmp_path, said)
+    assert again[-1]["event"] == "refused"
+    assert again[-1]["verdict"]["stable_version"] == "job-2"
+    assert not [event for event in again if event["event"] == "epoch"]
+    assert [version.version for version in registry.versions()] == ["job-2"]
+
+
+@pytest.mark.slow
 def test_a_log_that_has_grown_is_trained_on_from_the_start(tmp_path: Path):
     said = spec(tmp_path, publish=False)
     events, _ = run(tmp_path, said)
@@ -73,7 +95,9 @@ def test_a_log_that_has_grown_is_trained_on_from_the_start(tmp_path: Path):
     assert not [event for event in repeated if event["event"] == "epoch"]
     write_csv(tmp_path / "log.csv", 50, 120)
     grown, _ = run(tmp_path, said)
-    assert len([event for event in grown if event["event"] == "epoch"]) == 4
+    assert [event["event"] for event in grown if event["event"] in ("afresh", "epoch")] == [
+        "afresh", *["epoch"] * 4
+    ]  # fmt: skip
     assert grown[-1]["metrics"] != events[-1]["metrics"]
 
 

@@ -16,7 +16,7 @@ import sys
 import pytest
 
 from services.errors import Fault, Reason
-from services.registry.contract import RegistryError
+from services.registry.contract import RegistryError, RegistryUnavailable
 from services.registry.files import FileRegistry
 from tests.support.versions import SHARDS, publish, write_staging
 
@@ -140,6 +140,16 @@ print("published after", calls)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["", "labels"])
+def test_a_file_in_place_of_a_folder_is_not_a_registry_without_labels(tmp_path, place):
+    root = tmp_path / "registry"
+    if place:
+        root.mkdir()
+    (root / place).write_text("a file")
+    with pytest.raises(RegistryUnavailable, match="no registry"):
+        FileRegistry(root).current()
+
+
 def test_killed_at_any_moment_leaves_no_half_version(registry):
     """The process dies at its first, third, .. system call that changes the disk."""
     publish(registry, "v1")

@@ -212,3 +212,12 @@ def test_choices_are_explicit() -> None:
     with pytest.raises(ValueError):
         FilterChoice(ties="item")  # type: ignore[arg-type]
     assert FilterChoice(min_item=7)._over(FilterConfig()) == FilterConfig(min_item=7)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"), [("", "path is empty"), ("~nobody-here/log", "Check the name after ~")]
+)
+def test_no_path_and_nobodys_home_are_refused(tmp_path: Path, path: str, text: str) -> None:
+    for read in (load, load_dataset):
+        with pytest.raises(DataError, match=text):
+            read(path, tmp_path)

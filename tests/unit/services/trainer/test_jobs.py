@@ -33,6 +33,7 @@ def test_a_message_that_comes_twice_starts_one_attempt():
     "act",
     [
         lambda job: jobs.beaten(job, 1, None, []),
+        lambda job: jobs.afresh(job, 1, "another log", 4.0),
         lambda job: jobs.committed(job, 1),
         lambda job: jobs.ended(job, 1, JobState.DONE, 4.0),
         lambda job: jobs.requeued(job, 1, "gone", 4.0, crashed=True, most=3),
@@ -68,6 +69,15 @@ def test_an_epoch_that_is_told_again_counts_once():
     job = jobs.beaten(running(), 1, None, [EPOCH])
     again = jobs.beaten(job, 1, None, [EPOCH, {**EPOCH, "epoch": 2}])
     assert [record["epoch"] for record in again.epochs] == [1, 2]
+
+
+def test_epochs_of_a_run_that_was_thrown_away_are_forgotten():
+    job = jobs.beaten(running(), 1, None, [EPOCH, {**EPOCH, "epoch": 2}])
+    job = replace(job, crashes=1)
+    anew = jobs.afresh(job, 1, "the log is another one", 4.0)
+    assert anew.epochs == () and anew.events[-1].text == "the log is another one"
+    told = jobs.beaten(anew, 1, None, [{**EPOCH, "loss": 0.25}])
+    assert [record["loss"] for record in told.epochs] == [0.25] and told.crashes == 0
 
 
 def test_cancelling_by_state():

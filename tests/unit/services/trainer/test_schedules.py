@@ -101,6 +101,8 @@ def test_a_schedule_is_read(tmp_path: Path):
         ("percent = 5", "percent = 500", "canary's share"),
         ('label = "canary"', "label = 5", "label"),
         ('data = "log"', "", "lacks"),
+        ('data = "log"', 'data = ""', "path is empty"),
+        ('data = "log"', 'data = "~nobody-here/log"', "Check the name after ~"),
         ("[[schedule]]", "[schedules]", "only have"),
         ("[[schedule]]", "[[", "cannot be read"),
         ('"device_rec.epochs" = 3', '"device_rec.epochs" = 0', "at least 1"),
