@@ -34,10 +34,19 @@ TITLE_SYNONYMS = (
     "description",
 )  # fmt: skip
 
+# Only to say that they are not used.
+RATING_SYNONYMS = (
+    "rating", "ratings", "starrating", "reviewrating", "userrating", "overall", "stars",
+)  # fmt: skip
+
 _MISSING_TIMES = ("", "null", "NULL", "None", "<NA>")
 MISSING_IDS = (*_MISSING_TIMES, "nan", "NaN", "NAN")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+
+
+class UnknownColumns(DataError):
+    """A file can be read, but its columns are not those of a log, or not those that were named."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,8 @@ def find_column(header: list[str], synonyms: tuple[str, ...]) -> int | None:
 def resolve(header: list[str], names: ColumnNames, file: str) -> tuple[int, int, int]:
     """Indices of the user, item and time columns.
 
-    Raises DataError that names the columns found and the option to use.
+    Raises DataError that names the columns found and the option to use: UnknownColumns if one of
+    the three is not there.
     """
     wanted = (
         (names.user, USER_SYNONYMS, "user", "--user-column"),
@@ -120,7 +130,7 @@ def resolve(header: list[str], names: ColumnNames, file: str) -> tuple[int, int,
     if problems:
         columns = ", ".join(repr(name[:40]) for name in header[:20])
         more = f" and {len(header) - 20} more" if len(header) > 20 else ""
-        raise DataError(
+        raise UnknownColumns(
             f"{file}: {'; '.join(problems)}. Columns found: {columns}{more}.{_no_header(header)}"
         )
     for index in found:

@@ -7,7 +7,7 @@ import io
 import re
 from pathlib import Path
 
-from forward_ofa.data.bytesource import read_text_bytes
+from forward_ofa.data.bytesource import read_text_bytes, unpacked
 from forward_ofa.data.columns import ITEM_SYNONYMS, TITLE_SYNONYMS, find_column, to_ids
 from forward_ofa.data.jsonlines import JsonLines
 from forward_ofa.data.log import DataError
@@ -43,6 +43,11 @@ def find_titles(log_file: Path) -> dict[str, str]:
     Raises DataError when such a file is there but damaged: a silent loss would be puzzling.
     """
     for path in title_files(log_file):
+        if not any(block.strip() for block in unpacked(path)):
+            raise DataError(
+                f"{path}: the file is empty, and by its name it holds the titles of the items. "
+                "Copy or export it again, or remove it: titles only make reports readable."
+            )
         titles = _read_titles(path)
         if titles:
             return titles

@@ -293,6 +293,31 @@ def test_titles_beside_the_log(tmp_path: Path) -> None:
     assert log.name == tmp_path.name
 
 
+@pytest.mark.parametrize("name", ["items.csv", "u.item", "log.item", "meta_log.jsonl"])
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_file_of_titles_is_named_as_one(tmp_path: Path, name: str, content: str) -> None:
+    path = write_csv(tmp_path, [("1", "10", 5)])
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=rf"{name}: .*empty, .* titles .*or remove it") as caught:
+        read_log(path)
+    assert "interaction" not in str(caught.value)
+
+
+def test_recbole_lists_of_items_are_said_not_to_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "log.inter"
+    header = "user_id:token\titem_id_list:token_seq\titem_id:token\treview:token_seq\ttime:float\n"
+    path.write_text(header + "1\t7 8\t9\tso so\t5\n")
+    log = read_log(path)
+    assert rows_of(log) == [("1", "9", 5)]
+    assert log.notes == [
+        "the items in column 'item_id_list' are not read: a row is one interaction, that of "
+        "'item_id'"
+    ]
+    path.write_text(header.replace("item_id:token", "item_id:token_seq") + "1\t7 8\t9\tso so\t5\n")
+    with pytest.raises(DataError, match="'item_id' is a list of items"):
+        read_log(path)
+
+
 def test_recbole_folder_with_item_file(tmp_path: Path) -> None:
     write_inter(tmp_path, [("1", "10", 5)])
     (tmp_path / "log.item").write_text(
@@ -309,7 +334,7 @@ def test_folder_with_a_log_and_other_tables(tmp_path: Path) -> None:
     log = read_log(tmp_path)
     assert rows_of(log) == [("1", "10", 5)]
     assert log.titles == {"10": "Ten"}
-    assert any(note.startswith("left out people.csv, README.txt: ") for note in log.notes)
+    assert any(note.startswith("left out people.csv: without a user") for note in log.notes)
 
 
 def test_a_part_with_other_columns_is_said(tmp_path: Path) -> None:
@@ -318,6 +343,18 @@ def test_a_part_with_other_columns_is_said(tmp_path: Path) -> None:
     log = read_log(tmp_path)
     assert len(log) == 2
     assert any(note.startswith("left out b.csv: without") for note in log.notes)
+
+
+def test_that_ratings_are_not_used_is_said(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, [("1", "2", 3)])
+    assert read_log(path).notes == []
+    for write in (write_u_data, write_dat, write_inter):
+        assert read_log(write(tmp_path, [("1", "2", 3)])).notes == [RATINGS]
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"reviewerID": "a", "asin": "b", "overall": 1.0, "unixReviewTime": 3}\n')
+    assert read_log(path).notes == [RATINGS.replace("'rating'", "'overall'")]
+    path.write_text('{"user": "a", "rating": "b", "time": 3}\n')
+    assert read_log(path, ColumnNames(item="rating")).notes == []
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -366,6 +403,7 @@ def test_fields_are_checked_across_chunks(tmp_path: Path, monkeypatch: pytest.Mo
 
 LINES = GOOD + "1,2,3,964982703\n1,3,3,964982931\n"
 UNENDED = "the last line of the log has no line end: the file may be cut off"
+RATINGS = "ratings (column 'rating') are not used: each row is one interaction"
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -386,7 +424,7 @@ def test_a_last_line_without_its_end_is_noted(
 
     whole, unended = read(text), read(text.removesuffix("\n"))
     assert rows_of(unended) == rows_of(whole)
-    assert (whole.notes, unended.notes) == ([], [UNENDED])
+    assert (whole.notes, unended.notes) == ([RATINGS], [RATINGS, UNENDED])
     for cut in range(2, 10):
         with pytest.raises(
             DataError, match=r"line 3: .*no line end.*fewer digits than '964982703'"
@@ -428,14 +466,17 @@ def test_a_cut_u_data_is_refused_and_one_row_is_not(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 2: .*fewer digits"):
         read_log(path)
     path.write_bytes(b"1\t2\t3\t881")
-    assert read_log(path).notes == [UNENDED]
+    assert read_log(path).notes == [RATINGS, UNENDED]
 
 
 def test_the_part_without_a_line_end_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(LINES.removesuffix("\n"))
     (tmp_path / "b.csv").write_text(GOOD + "2,3,3,7\n")
     log = read_log(tmp_path)
-    assert log.notes == ["the last line of a.csv has no line end: the file may be cut off"]
+    assert log.notes == [
+        RATINGS,
+        "the last line of a.csv has no line end: the file may be cut off",
+    ]
     (tmp_path / "b.csv").write_text(GOOD + "2,3,3,7\n2,4,3,10\n2,5,3,1")
     with pytest.raises(DataError, match=r"b\.csv, line 4: the last line"):
         read_log(tmp_path)
