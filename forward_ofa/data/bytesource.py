@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -14,7 +15,16 @@ from forward_ofa.data.log import DataError
 BLOCK_BYTES = 1 << 25
 _LONGEST_RECORD = 1 << 29
 _SAMPLE = 1 << 16
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
+_CONTAINERS = (
+    (re.compile(rb"\x1f\x8b"), "a gzip file"),
+    (re.compile(rb"PK\x03\x04"), "a zip archive (or a spreadsheet)"),
+    (re.compile(rb"BZh[1-9]1AY&SY"), "a bzip2 file"),
+    (re.compile(rb"\xfd7zXZ\x00"), "an xz file"),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), "a zstd file"),
+    (re.compile(rb"PAR1\x15"), "a Parquet file"),
+)
 
 
 def whole_lines(block: bytes) -> int:
@@ -23,7 +33,7 @@ def whole_lines(block: bytes) -> int:
 
 
 class TextBlocks:
-    """A UTF-8 text, unpacked when its name ends in .gz, without a byte order mark.
+    """A UTF-8 text, unpacked when its name ends in .gz, without byte order marks at its start.
 
     first: the first line that is not blank, without its end. unended: whether the last line has
     no line end; known when all blocks were read.
@@ -96,20 +106,58 @@ def read_text_bytes(path: Path) -> bytes:
 
 
 def unpacked(path: Path) -> Generator[bytes]:
-    """The bytes of a file in blocks, without a byte order mark, unpacked if its name ends in .gz.
+    """The bytes of a file in blocks, unpacked if its name ends in .gz, in capitals or not.
 
-    Raises DataError when it cannot be read.
+    Byte order marks are left out at the very start, however many; elsewhere they are text.
+    Raises DataError when it cannot be read, or is packed in a way that its name does not say.
     """
+    packed = path.suffix.lower() == ".gz"
     try:
-        with cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
-            block = file.read(BLOCK_BYTES).removeprefix(_BYTE_ORDER_MARK)
-            while block:
-                yield block
-                block = file.read(BLOCK_BYTES)
+        with path.open("rb") as raw:
+            if packed and not (raw.peek(2) or _GZIP).startswith(_GZIP):
+                raise DataError(
+                    f"{path}: its name ends in .gz, but it is not a gzip file. Rename it to what "
+                    "it is; if it should be one, copy it again."
+                )
+            file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if packed else raw
+            start = True
+            while block := file.read(BLOCK_BYTES):
+                if start:
+                    _refuse_container(path, block, packed)
+                    block = _without_marks(block)
+                    start = not block
+                if block:
+                    yield block
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a complete gzip file ({error}). Copy it again.") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from None
+
+
+def container(head: bytes) -> str | None:
+    """What a file is that begins with these bytes, if it is packed or Parquet: "a gzip file"."""
+    return next((what for magic, what in _CONTAINERS if magic.match(head)), None)
+
+
+def _refuse_container(path: Path, head: bytes, packed: bool) -> None:
+    what = container(head)
+    if what is None:
+        return
+    if packed:
+        raise DataError(f"{path}: it holds {what}. Unpack it, and give what is in it.")
+    endings = {"a gzip file": ".gz", "a Parquet file": ".parquet"}
+    if what in endings:
+        name = path.name + endings[what]
+        advice = f"Rename it to {name!r}."
+    else:
+        advice = "Unpack it and give what is in it, or export it as CSV."
+    raise DataError(f"{path}: it is {what}, not text. {advice}")
+
+
+def _without_marks(block: bytes) -> bytes:
+    while block.startswith(BYTE_ORDER_MARK):
+        block = block.removeprefix(BYTE_ORDER_MARK)
+    return block
 
 
 def _empty(path: Path) -> DataError:

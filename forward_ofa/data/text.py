@@ -2,26 +2,49 @@
 
 The common case (no quotes in a block) is parsed by polars. It pads short lines silently, so the
 number of fields is checked first, on the bytes. A block with quotes goes through Python's csv
-reader, which is slower but strict.
+reader, which is slower but strict. In both, a line ends with a line feed, before which carriage
+returns may stand; one alone inside a field is text only within quotes.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
+import threading
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from forward_ofa.data.bytesource import TextBlocks, whole_lines
+from forward_ofa.data.bytesource import BYTE_ORDER_MARK, TextBlocks, whole_lines
 from forward_ofa.data.columns import Table
 from forward_ofa.data.log import DataError, LongArray
 
 _CHUNK = 1 << 24
+_COMPARED = 1 << 20
 _NEWLINE, _RETURN = 10, 13
+_RETURNS_AT_END = re.compile(rb"(?<!\r)\r++(?=\n|\Z)")
+_LONE_RETURN = re.compile(rb"\r(?!\n|\Z)")
+_LONGEST_FIELD = 1 << 25
+_field_limit = threading.Lock()
+
+
+@contextmanager
+def long_fields() -> Iterator[None]:
+    """Lets the csv module read fields of 32 million characters, of which reviews may have many.
+
+    Its limit of 131,072 is one for the whole process, so it is put back, by one thread at a time.
+    """
+    with _field_limit:
+        before = csv.field_size_limit(_LONGEST_FIELD)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
 
 
 class DelimitedText:
@@ -64,7 +87,8 @@ class DelimitedText:
         if not self._quotes:
             return text.split(self._separator)
         try:
-            return next(csv.reader([text], delimiter=self._separator), [])
+            with long_fields():
+                return next(csv.reader([text], delimiter=self._separator), [])
         except csv.Error as error:
             raise DataError(f"{self._file}: the header cannot be read: {error}.") from None
 
@@ -85,10 +109,13 @@ class DelimitedText:
     def _table(self, indices: list[int], first: int, block: bytes) -> Table:
         if self._quotes and b'"' in block:
             return self._quoted(indices, first, block)
+        block = self._with_plain_ends(first, block)
         step = len(self._separator)  # "::" is ":" with an empty field between each two
         lines = self._check_fields(first, block, step * (len(self.header) - 1))
         if lines is not None:
             block = b"\n".join(line for line in block.split(b"\n") if line not in (b"", b"\r"))
+        if block.startswith(BYTE_ORDER_MARK):  # polars drops one, and here it is part of a field
+            block = BYTE_ORDER_MARK + block
         names = [f"c{number}" for number in range(step * (len(self.header) - 1) + 1)]
         try:
             frame = pl.read_csv(
@@ -112,10 +139,32 @@ class DelimitedText:
     ) -> None:
         wrong = frame.select(pl.any_horizontal(pl.col(gaps) != "")).to_series().arg_true()
         if len(wrong):
-            raise DataError(
-                f"{self._file}, {place(int(wrong[0]))}: fields must be separated by "
-                f"{self._separator!r}. Correct or remove the line."
-            )
+            raise self._half_separator(place(int(wrong[0])))
+
+    def _half_separator(self, place: str) -> DataError:
+        return DataError(
+            f"{self._file}, {place}: fields must be separated by {self._separator!r}, and there is "
+            f"a {self._separator[0]!r} too many or by itself. Correct or remove the line."
+        )
+
+    def _with_plain_ends(self, first: int, block: bytes) -> bytes:
+        """The block without quotes, with at most one carriage return at the end of each line.
+
+        Raises DataError, with the line, for one inside a field, as the csv module does.
+        """
+        if not _has_lone_return(block):
+            return block
+        block = _RETURNS_AT_END.sub(b"\r", block)
+        lone = _LONE_RETURN.search(block)
+        if lone:
+            raise self._return_in_field(first + block.count(b"\n", 0, lone.start()))
+        return block
+
+    def _return_in_field(self, line: int) -> DataError:
+        return DataError(
+            f"{self._file}, line {line}: a carriage return alone inside a field, where it is no "
+            "end of a line. Remove it, or put the field in quotes."
+        )
 
     def _check_fields(self, first: int, block: bytes, expected: int) -> LongArray | None:
         """Line number of each line that is not blank, or None when none is blank."""
@@ -137,43 +186,60 @@ class DelimitedText:
             fields = np.diff(before, prepend=0)
             wrong = np.flatnonzero(~blank & (fields != expected))
             if len(wrong):
-                self._wrong_fields(number + int(wrong[0]), int(fields[wrong[0]]))
+                line = chunk[starts[wrong[0]] : ends[wrong[0]]].tobytes()
+                found = line.count(self._separator.encode()) + 1
+                raise self._wrong_fields(number + int(wrong[0]), found)
             lines.append(number + np.flatnonzero(~blank))
             blanks += int(blank.sum())
             number, start = number + len(ends), stop
         return np.concatenate(lines) if blanks else None
 
-    def _wrong_fields(self, line: int, separators: int) -> None:
-        step = len(self._separator)
-        raise DataError(
-            f"{self._file}, line {line}: {separators // step + 1} fields where "
-            f"{len(self.header)} are expected (separator {self._separator!r}). "
+    def _wrong_fields(self, line: int, found: int) -> DataError:
+        if found == len(self.header):  # so the fault is in the separators
+            return self._half_separator(f"line {line}")
+        return DataError(
+            f"{self._file}, line {line}: {found} fields where {len(self.header)} are expected "
+            f"(separator {self._separator!r}). "
             "Correct or remove the line; if it is the last one, the file may be cut off."
         )
 
     def _quoted(self, indices: list[int], first: int, block: bytes) -> Table:
         values: list[list[str]] = [[] for _ in indices]
         lines = array("q")
-        reader = csv.reader(
-            io.StringIO(block.decode(), newline=""), delimiter=self._separator, strict=True
-        )
+        # Lines end with a line feed only: else a carriage return in quotes would count as one more.
+        text = io.StringIO(block.decode(), newline="\n")
+        reader = csv.reader(text, delimiter=self._separator, strict=True)
         before = first
         try:
-            for fields in reader:
-                if len(fields) > 0:
-                    if len(fields) != len(self.header):
-                        self._wrong_fields(before, len(fields) - 1)
-                    lines.append(before)
-                    for column, index in zip(values, indices, strict=True):
-                        column.append(fields[index])
-                before = first + reader.line_num
+            with long_fields():
+                for fields in reader:
+                    if len(fields) > 0:
+                        if len(fields) != len(self.header):
+                            raise self._wrong_fields(before, len(fields))
+                        lines.append(before)
+                        for column, index in zip(values, indices, strict=True):
+                            column.append(fields[index])
+                    before = first + reader.line_num
         except csv.Error as error:
+            if str(error).startswith("new-line character"):
+                raise self._return_in_field(first + reader.line_num - 1) from None
             raise DataError(
                 f"{self._file}, line {before}: {error}. Check the quotes on that line."
             ) from None
         names = [self.header[index] for index in indices]
         frame = pl.DataFrame(dict(zip(names, values, strict=True)), dict.fromkeys(names, pl.String))
         return Table(frame, lambda row: f"line {lines[row]}")
+
+
+def _has_lone_return(block: bytes) -> bool:
+    """Whether a carriage return stands before anything but a line feed or the end."""
+    if b"\r" not in block:
+        return False
+    for start in range(0, len(block), _COMPARED):  # in the processor's cache
+        part = np.frombuffer(block, np.uint8, min(len(block) - start, _COMPARED + 1), start)
+        if ((part[:-1] == _RETURN) & (part[1:] != _NEWLINE)).any():
+            return True
+    return False
 
 
 def _whole_records(block: bytes) -> int:
