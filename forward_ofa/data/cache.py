@@ -5,10 +5,10 @@
     CACHE/prepared/.work-*/        a log that is being sorted; gone when it is done
 
 KEY is a hash of the content of the log's files, the columns, the filter, the split and the version
-of this format: a changed log is another entry, a moved one the same. A folder appears by one
-rename, complete and synced. It is checked when it is opened (the fingerprint over all sequences and
-ids, which a run needs anyway, and digests of the rest); one that does not match is made anew. The
-entries that were used last are kept, `KEPT` of them.
+of this format and of how logs are read: a changed log is another entry, a moved one the same. A
+folder appears by one rename, complete and synced. It is checked when it is opened (the fingerprint
+over all sequences and ids, which a run needs anyway, and digests of the rest); one that does not
+match is made anew. The entries that were used last are kept, `KEPT` of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import numpy as np
 
 from forward_ofa.data.columns import ColumnNames
 from forward_ofa.data.filtering import FilterChoice, FilterConfig
-from forward_ofa.data.layouts import find_log
+from forward_ofa.data.layouts import LogFiles, find_log
 from forward_ofa.data.log import DataError
 from forward_ofa.data.preparation import prepare
 from forward_ofa.data.readers import log_name, read_log
@@ -39,7 +39,7 @@ from forward_ofa.data.titles import title_files
 from forward_ofa.data.workspace import IdTable, Workspace, open_array
 from forward_ofa.locks import locked
 
-FORMAT = "forward-ofa-prepared/2"
+FORMAT = "forward-ofa-prepared/3"
 KEPT = 8
 _REMEMBERED = 256
 _FITS_MEMORY = 1 << 28  # bytes of log files; such a log is used without a cache if it must be
@@ -56,19 +56,19 @@ def open_prepared(
     while it is read.
     """
     found = find_log(path, columns)
-    files = [*found.files, *title_files(found.files[0])]
+    files = _files(found)
     home = cache_dir / "prepared"
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not os.access(home, os.W_OK):
             raise PermissionError(errno.EACCES, "cannot be written")
-        digests = _Digests(home / "digests.json").of(files)
+        digests, signatures = _Digests(home / "digests.json").of(files)
         key = _key(digests, [found.kind, *found.notes], columns, choice, split)
-        data = _through(home, key, path, columns, choice, split, files)
+        data = _through(home, key, _Source(path, columns, files, signatures), choice, split)
         _sweep(home, key)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full and sum(file.stat().st_size for file in files) <= _FITS_MEMORY:
+        if not full and sum(_signature(file)[0] for file in files) <= _FITS_MEMORY:
             log = read_log(path, columns)
             return prepare(log, choice.resolve(log), split)
         advice = " It takes up to four times the log itself." if full else ""
@@ -79,10 +79,30 @@ def open_prepared(
     return replace(data, name=log_name(path), source=found.describe())
 
 
+def _files(found: LogFiles) -> list[Path]:
+    """All files that a data set is made of."""
+    return [*found.files, *title_files(found.files[0])]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A log as it was when the digests of its files were taken; signatures: of before that."""
+
+    path: Path
+    columns: ColumnNames
+    files: list[Path]
+    signatures: list[list[int]]
+
+    def check(self) -> None:
+        """Raises DataError if it has changed since: what is read now would get another's key."""
+        same = _files(find_log(self.path, self.columns)) == self.files
+        if not same or [_signature(file) for file in self.files] != self.signatures:
+            raise DataError(f"{self.path}: it changed while it was read. Run it again.")
+
+
 def _through(
-    home: Path, key: str, path: Path, columns: ColumnNames, choice: FilterChoice,
-    split: SplitConfig, files: list[Path],
-) -> SequenceDataset:  # fmt: skip
+    home: Path, key: str, source: _Source, choice: FilterChoice, split: SplitConfig
+) -> SequenceDataset:
     folder = home / key
     data = _opened(folder)
     if data is not None:
@@ -91,12 +111,11 @@ def _through(
         data = _opened(folder)  # another process may have made it while we waited
         if data is None:
             shutil.rmtree(folder, ignore_errors=True)
-            before = [_signature(file) for file in files]
+            source.check()  # the wait may have been long
             with _work_folder(home) as work:
-                log = read_log(path, columns, Workspace(work / "log"))
+                log = read_log(source.path, source.columns, Workspace(work / "log"))
                 made = prepare(log, choice.resolve(log), split, Workspace(work / "data"))
-                if [_signature(file) for file in files] != before:
-                    raise DataError(f"{path}: it changed while it was read. Run it again.")
+                source.check()
                 _write(made, work / "data")
                 (work / "data").replace(folder)
                 _sync(home)
@@ -178,23 +197,27 @@ class _Digests:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def of(self, files: list[Path]) -> list[str]:
-        """The digests of these files, in order. Raises OSError."""
+    def of(self, files: list[Path]) -> tuple[list[str], list[list[int]]]:
+        """The digests of these files, in order, and their signatures from before they were read.
+
+        Raises OSError when what is remembered cannot be written, DataError when a file is gone.
+        """
         known = self._read()
-        digests = []
+        digests, signatures = [], []
         for file in files:
             name, signature = str(file.resolve()), _signature(file)
             entry = known.pop(name, None)
             if not (isinstance(entry, list) and entry[:-1] == signature):
-                entry = [*signature, _sha256(file)]
+                entry = [*signature, _sha256_of_log(file)]
             known[name] = entry  # at the end: used last
             digests.append(str(entry[-1]))
+            signatures.append(signature)
         kept = dict(list(known.items())[-max(_REMEMBERED, len(files)) :])
         handle, name = tempfile.mkstemp(prefix=".digests-", dir=self._path.parent)
         with os.fdopen(handle, "w") as written:
             json.dump(kept, written)
         Path(name).replace(self._path)
-        return digests
+        return digests, signatures
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -205,8 +228,26 @@ class _Digests:
 
 
 def _signature(file: Path) -> list[int]:
-    found = file.stat()
+    """Size, inode and times of change of a log's file. Raises DataError when it is gone."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise _gone(file, error) from None
     return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _sha256_of_log(file: Path) -> str:
+    try:
+        return _sha256(file)
+    except OSError as error:
+        raise _gone(file, error) from None
+
+
+def _gone(file: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{file}: cannot be read: {error.strerror or error}. If it is being replaced, wait until "
+        "that is done, then run it again."
+    )
 
 
 def _sha256(file: Path) -> str:

@@ -167,6 +167,72 @@ def test_a_log_that_grows_while_it_is_read_is_refused(
     assert entries(tmp_path / "c") == []
 
 
+@pytest.mark.parametrize("how", ["rewritten", "another part"])
+def test_a_log_that_changes_during_the_wait_is_not_kept_as_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    (tmp_path / "log").mkdir()
+    log = write_csv(tmp_path / "log" / "part-1.csv", 20, 100)
+    old = log.read_bytes()
+    real = cache.locked
+
+    def slow(path, **options):
+        if path.parent.name == "prepared":  # the lock of an entry: another process has it
+            if how == "rewritten":
+                write_csv(log, 30, 100)
+            else:
+                write_csv(tmp_path / "log" / "part-2.csv", 30, 100)
+        return real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "locked", slow)
+        with pytest.raises(DataError, match=r"changed while it was read\. Run it again"):
+            load_dataset(str(tmp_path / "log"), tmp_path / "c")
+    assert entries(tmp_path / "c") == []
+    new = load_dataset(str(tmp_path / "log"), tmp_path / "c")
+    log.write_bytes(old)
+    (tmp_path / "log" / "part-2.csv").unlink(missing_ok=True)
+    again = load_dataset(str(tmp_path / "log"), tmp_path / "c")
+    assert again.fingerprint() != new.fingerprint()
+    assert again.num_users == 20
+
+
+def test_a_part_that_comes_while_the_log_is_read_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "log").mkdir()
+    write_csv(tmp_path / "log" / "part-1.csv", 20, 100)
+    real = cache.read_log
+
+    def slow(path, *rest):
+        write_csv(tmp_path / "log" / "part-2.csv", 30, 100)
+        return real(path, *rest)
+
+    monkeypatch.setattr(cache, "read_log", slow)
+    with pytest.raises(DataError, match="changed while it was read"):
+        load_dataset(str(tmp_path / "log"), tmp_path / "c")
+    assert entries(tmp_path / "c") == []
+
+
+@pytest.mark.parametrize("when", ["found", "digest", "read"])
+def test_a_log_that_vanishes_is_a_data_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    log = write_csv(tmp_path / "log.csv", 20, 100)
+    name = {"found": "find_log", "digest": "_signature", "read": "read_log"}[when]
+    real = getattr(cache, name)
+
+    def then_gone(*arguments):
+        result = real(*arguments)
+        log.unlink(missing_ok=True)
+        return result
+
+    monkeypatch.setattr(cache, name, then_gone)
+    with pytest.raises(DataError, match=r"log\.csv: (cannot be read: )?[Nn]o such file"):
+        load_dataset(str(log), tmp_path / "c")
+    assert entries(tmp_path / "c") == []
+
+
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = write_csv(tmp_path / "log.csv", 20, 100)
 
