@@ -49,6 +49,16 @@ class ParquetFile:
             )
 
 
+def row_count(path: Path) -> int:
+    """Rows of a Parquet file, by its footer. Raises DataError when it cannot be read."""
+    _schema(path)
+    try:
+        found = pl.scan_parquet(path, glob=False, hive_partitioning=False).select(pl.len())
+        return int(found.collect().item())
+    except _FAULTS as error:
+        raise _unreadable(path, error) from None
+
+
 def _schema(path: Path) -> pl.Schema:
     # Else polars panics at zones that it does not know, "+05:30" among them, in any column. It
     # looks at this each time it opens a file, so it need not be set before polars is imported.

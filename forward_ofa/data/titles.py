@@ -12,6 +12,7 @@ from forward_ofa.data.columns import ITEM_SYNONYMS, TITLE_SYNONYMS, find_column,
 from forward_ofa.data.jsonlines import JsonLines
 from forward_ofa.data.log import DataError
 from forward_ofa.data.parquet import ParquetFile
+from forward_ofa.data.text import long_fields
 
 TITLE_FILES = (
     "u.item", "movies.dat", "movies.csv", "items.csv", "titles.csv", "items.tsv",
@@ -43,7 +44,7 @@ def find_titles(log_file: Path) -> dict[str, str]:
     Raises DataError when such a file is there but damaged: a silent loss would be puzzling.
     """
     for path in title_files(log_file):
-        if not any(block.strip() for block in unpacked(path)):
+        if _is_blank(path):
             raise DataError(
                 f"{path}: the file is empty, and by its name it holds the titles of the items. "
                 "Copy or export it again, or remove it: titles only make reports readable."
@@ -52,6 +53,12 @@ def find_titles(log_file: Path) -> dict[str, str]:
         if titles:
             return titles
     return {}
+
+
+def _is_blank(path: Path) -> bool:
+    if path.suffix == ".parquet":
+        return path.stat().st_size == 0
+    return not any(block.strip() for block in unpacked(path))
 
 
 def _read_titles(path: Path) -> dict[str, str]:
@@ -79,7 +86,8 @@ def _read_titles(path: Path) -> dict[str, str]:
 def _csv_titles(path: Path, text: str) -> dict[str, str]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        with long_fields():
+            rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error as error:
         raise DataError(f"{path}: cannot be read: {error}. Repair or remove it.") from None
     return _by_header(rows[0], rows[1:])
@@ -104,7 +112,8 @@ def _meta_titles(path: Path) -> dict[str, str]:
     for record in JsonLines(path).objects():
         item, title = record.get("parent_asin") or record.get("asin"), record.get("title")
         if isinstance(item, str) and isinstance(title, str) and title.strip():
-            titles[item] = title.strip()
+            # Half a surrogate pair, which JSON allows, could not be printed.
+            titles[item] = title.strip().encode(errors="replace").decode()
     return titles
 
 

@@ -29,7 +29,8 @@ class Growth:
         self._known: dict[tuple[str, int, int], int] = {}
 
     def measure(self, path: Path) -> Measure:
-        """A file, or all files of a folder but hidden ones. Raises OSError if there are none."""
+        """A file, or all files of a folder but hidden ones. Raises OSError if there are none, and
+        what `count_rows` raises."""
         files = [path] if path.is_file() else sorted(
             found for found in path.rglob("*") if found.is_file() and found.name[0] != "."
         )  # fmt: skip
@@ -48,19 +49,16 @@ class Growth:
 
 
 def count_rows(file: Path) -> int:
-    """Lines, or rows of a Parquet file. Raises OSError for a file that cannot be read, also for
-    a compressed one that is cut off."""
-    if file.suffix in _PARQUET:
-        import polars as pl
+    """Lines, or rows of a Parquet file. Raises OSError or DataError for a file that cannot be read,
+    also for a compressed one that is cut off."""
+    name = file.name.lower()
+    if name.endswith(_PARQUET):
+        from forward_ofa.data.parquet import row_count
 
-        try:
-            return int(pl.scan_parquet(file).select(pl.len()).collect().item())
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            text = f"is no whole Parquet file, or has columns of an unknown kind: {error}"
-            raise OSError(None, text, str(file)) from error
+        return row_count(file)
     lines, last = 0, b"\n"
     try:
-        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
+        with gzip.open(file, "rb") if name.endswith(".gz") else file.open("rb") as stream:
             while chunk := stream.read(_CHUNK):
                 lines += chunk.count(b"\n")
                 last = chunk[-1:]

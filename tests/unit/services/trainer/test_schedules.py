@@ -10,8 +10,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from forward_ofa.data import DataError
 from services.trainer.growth import Growth, count_rows
 from services.trainer.schedules import BadSchedules, read_schedules
+from tests.support.parquet import with_zone
 
 GOOD = """
 [[schedule]]
@@ -34,6 +36,11 @@ def test_rows_of_all_kinds_of_files(tmp_path: Path):
     pl.DataFrame({"user": [1, 2, 3]}).write_parquet(tmp_path / "c.parquet")
     (tmp_path / ".hidden").write_text("not\na\nlog\n")
     assert Growth().measure(tmp_path).rows == 3 + 50 + 3
+
+
+def test_a_parquet_file_with_times_of_a_zone_that_is_only_an_offset(tmp_path: Path):
+    (tmp_path / "log.parquet").write_bytes(with_zone("+05:30"))
+    assert count_rows(tmp_path / "log.parquet") == 2
 
 
 def test_only_what_changed_is_read_again(tmp_path: Path):
@@ -61,7 +68,7 @@ def test_a_file_that_is_cut_off_is_no_log(tmp_path: Path, name: str):
     cut = tmp_path / name
     cut.write_bytes(whole.read_bytes()[:-100])
     assert count_rows(whole) >= 1
-    with pytest.raises(OSError, match=r"cut off|no whole"):
+    with pytest.raises((OSError, DataError), match="cut off"):
         count_rows(cut)
 
 
