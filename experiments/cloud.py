@@ -8,9 +8,10 @@ d = 64, T = 200, one head, full cross-entropy at every position) on the log of a
 with seen items and without. What is published is without: their configuration says `filter_seen`,
 that of gSASRec (Petrov and Macdonald, RecSys 2023) `filter_rated`.
 
-Where this differs from theirs it is for the control: all of a long history is trained on, not its
-last 200 items, and the learning rate falls in the second half. The epoch that is best on validation
-counts, with seen items ranked, as for all our systems.
+Scales are theirs (items times sqrt(d) beside positions of 0.02). Not theirs: all of a long history
+is trained on, not its last 200 items; the learning rate warms up and falls in the second half;
+blocks are torch's pre-LN layers; the best epoch is chosen with seen items ranked, as for all our
+systems. Beside it stands the GRU that the run's systems start from, over the same 200 items.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.arguments import positive
 from experiments.kdd25.console import Lines
 from experiments.kdd25.markdown import table
+from experiments.opened import open_run
+from forward_ofa.checkpoint import CheckpointError
 from forward_ofa.config import FoundationConfig, TrainingConfig
-from forward_ofa.cost import network_cost
 from forward_ofa.data import DataError, SequenceDataset
 from forward_ofa.evaluation import (
     evaluate,
@@ -44,14 +47,12 @@ from forward_ofa.evaluation import (
     seen_mask,
     user_batches,
 )
-from forward_ofa.foundation import piece_counts, sequence_batches
+from forward_ofa.foundation import Foundation, piece_counts, sequence_batches
 from forward_ofa.model import item_table
 from forward_ofa.objectives import next_item_loss
-from forward_ofa.runs import RunError, load_run
+from forward_ofa.runs import RunError
 from forward_ofa.training import fit
-from forward_ofa_cli.console import console
-from forward_ofa_cli.source import remembered
-from forward_ofa_device.backbones.contract import BackboneConfig
+from forward_ofa_cli.errors import CommandError
 
 HIDDEN, HISTORY, BLOCKS, DROPOUT = 64, 200, 2, 0.1
 
@@ -62,7 +63,7 @@ class CloudSasRec(nn.Module):
     def __init__(self, items: int) -> None:
         super().__init__()
         self.items = item_table(items, HIDDEN)
-        self.positions = nn.Parameter(torch.randn(HISTORY, HIDDEN) * HIDDEN**-0.5)
+        self.positions = nn.Parameter(torch.randn(HISTORY, HIDDEN) * 0.02)
         block = nn.TransformerEncoderLayer(
             HIDDEN, 1, HIDDEN, DROPOUT, batch_first=True, norm_first=True
         )
@@ -75,7 +76,7 @@ class CloudSasRec(nn.Module):
         length = histories.shape[1]
         steps = torch.arange(length, device=histories.device)
         places = (HISTORY - lengths[:, None] + steps).clamp(max=HISTORY - 1)
-        x = self.items(histories) + self.positions[places]
+        x = self.items(histories) * HIDDEN**0.5 + self.positions[places]
         x = F.dropout(x, DROPOUT, self.training)
         # Padding is last: what is causal never sees it.
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=x.device)
@@ -120,19 +121,39 @@ class CloudTask:
         return self.system.loss(batch)
 
     def validate(self) -> dict[str, float]:
-        ranks, _ = places(self.system, self.data, "validation")
+        self.system.eval()
+        ranks, _ = places(self.system.scores, self.data, "validation")
         return {"ndcg@10": float(ndcg(ranks).mean()), "hit@10": float(hit(ranks).mean())}
 
 
-def places(system: CloudSasRec, data: SequenceDataset, split: str) -> tuple[np.ndarray, np.ndarray]:
+Scores = Callable[[Tensor, Tensor], Tensor]
+"""Histories [B, N], padding last, of lengths [B] -> scores [B, N + 1] of all items."""
+
+
+def gru_scores(folder: Path, items: int) -> Scores:
+    """Those of a run's foundation."""
+    weights = load_file(folder / "foundation.safetensors")
+    system = Foundation(items, weights["items.weight"].shape[1], 0.0)
+    system.load_state_dict(weights)
+
+    @torch.no_grad()
+    def scores(histories: Tensor, lengths: Tensor) -> Tensor:
+        states, _ = system.eval().gru(system.items(histories))
+        last = states[torch.arange(len(lengths)), lengths - 1]
+        found: Tensor = system.query(last) @ system.items.weight.T
+        return found
+
+    return scores
+
+
+def places(score: Scores, data: SequenceDataset, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Ranks int64 [U] of all users' targets, with seen items and without them."""
-    system.eval()
     ranks, unseen = [], []
     everyone, start = data.held_out(split)[0], 0
     for batch in user_batches(data, split, HISTORY, 1):
         users = everyone[start : start + len(batch.targets)]
         start += len(users)
-        scores, targets = system.scores(batch.history, batch.lengths), batch.targets[:, 0]
+        scores, targets = score(batch.history, batch.lengths), batch.targets[:, 0]
         ranks.append(rank_of(scores, targets))
         unseen.append(ranks_among(~seen_mask(data, split, users), scores, targets))
     return torch.cat(ranks).numpy(), torch.cat(unseen).numpy()
@@ -149,28 +170,42 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     try:
-        run = load_run(asked.run_dir)
-        data = remembered(asked.run_dir, asked.data).load(console(stderr=True))
-    except (RunError, DataError) as error:
+        training = TrainingConfig(asked.epochs, asked.batch_size, seed=asked.seed)
+        with asked.checkpoint.open("ab"):  # before an hour of training, not after it
+            pass
+        if not asked.checkpoint.stat().st_size:
+            asked.checkpoint.unlink()
+        run, data = open_run(asked.run_dir, asked.data)
+        task = CloudTask(data, training)
+        fit(task, Lines("cloud"), asked.checkpoint)
+    except CheckpointError as error:
+        print(f"{error} Or use another --checkpoint.", file=sys.stderr)
+        return 1
+    except (RunError, DataError, CommandError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    training = TrainingConfig(asked.epochs, asked.batch_size, seed=asked.seed)
-    task = CloudTask(data, training)
-    fit(task, Lines("cloud"), asked.checkpoint)
-    cloud = places(task.system, data, "test")
-    dense = network_cost(BackboneConfig("sasrec", BLOCKS, HIDDEN, HISTORY), BLOCKS).flops
-    rows = [_row(f"SASRec, T = {HISTORY}, {BLOCKS} blocks", cloud, dense.true / 1e6, cloud)]
+    cloud = places(task.system.scores, data, "test")
+    rows = [_row(f"SASRec, T = {HISTORY}, {BLOCKS} blocks", cloud, _mflops(), cloud)]
+    if (run.folder / "foundation.safetensors").exists():
+        found = places(gru_scores(run.folder, data.num_items), data, "test")
+        gates = 6 * HISTORY * run.config.method.backbone.hidden**2 / 1e6
+        rows.append(_row(f"GRU, T = {HISTORY}", found, gates, cloud))
     for system in dict.fromkeys((run.system, run.device_rec)):
         if system is not None:
-            found = evaluate(system, data, "test")
-            both = (found.ranks, found.unseen_ranks)
-            name, mflops = type(system).__name__, found.costs.means()["true_mflops"]
-            rows.append(_row(name, both, mflops, cloud))
+            evaluated = evaluate(system, data, "test")
+            both = (evaluated.ranks, evaluated.unseen_ranks)
+            mflops = evaluated.costs.means()["true_mflops"]
+            rows.append(_row(type(system).__name__, both, mflops, cloud))
     header = ["", "MFLOPs, true"]
     for where in ("all items", "seen removed"):
         header += [f"NDCG@10, {where}", f"Hit@10, {where}", "NDCG@10 to the cloud's, 95 %"]
     print("\n".join(table(header, rows)))
     return 0
+
+
+def _mflops() -> float:
+    """Multiply-accumulates of one pass: six square matrices an item, and attention's products."""
+    return BLOCKS * (6 * HISTORY * HIDDEN**2 + 2 * HISTORY**2 * HIDDEN) / 1e6
 
 
 def _row(

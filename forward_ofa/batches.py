@@ -112,8 +112,11 @@ def collate(
     """The batch of these sessions; M is the most targets that any of them has.
 
     age: by how many items what E and E' read ends before the session, of all sessions or, int64
-    [S], of each; one item is left to read.
+    [S], of each; one item is left to read. Raises ValueError for a negative one: what is to be
+    predicted would be read.
     """
+    if np.min(age) < 0:
+        raise ValueError("age must not be negative")
     size, width = len(sessions), int(sessions.counts.max())
     slots = np.arange(width)
     used = slots < sessions.counts[:, None]

@@ -40,7 +40,7 @@ def evaluate(
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
 ) -> None:
-    """Evaluate a run: full ranking over the catalogue, and the deployed funnel.
+    """Evaluate a run: ranking of the whole catalogue, of what is not seen, and the deployed funnel.
 
     Choose settings on `--split validation` and look at `test` once, at the end.
 

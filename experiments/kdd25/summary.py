@@ -90,7 +90,8 @@ class Results:
         if found is not None:
             if found.seeds == len(records):
                 return found.text(digits)
-            return f"{found.text(digits)} (of {found.seeds} seed{'s' * (found.seeds > 1)})"
+            have = [str(r.cell.seed) for r in records if METRICS[column] in r.figures]
+            return f"{found.text(digits)} (seed {', '.join(have)})"
         if records:
             return "-"
         return "failed" if self.failure(cell) else NOT_RUN

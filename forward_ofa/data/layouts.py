@@ -49,6 +49,8 @@ _READABLE = (*_PARQUET, *_JSON, *_TEXT, ".inter", ".data", ".dat")
 # What lies beside the ratings of a MovieLens release, without the files of titles.
 _MOVIELENS_SIDE = re.compile(r"(movies|users|tags|links|genome-[a-z]+)\.(csv|dat)(\.gz)?")
 _ABOUT = re.compile(r"(readme.*|licen[cs]e|copying|changelog|citation)\.txt(\.gz)?")
+# What a log may be packed or kept in that is not read.
+_UNREAD = (".zip", ".zst", ".bz2", ".xz", ".7z", ".tar", ".tgz", ".xlsx", ".xls", ".arrow", ".orc")
 _NAMED = 5
 _LOOKED_AT = 10_000  # files of a sub-folder
 _LONGEST_DOCUMENT = 1 << 20
@@ -83,6 +85,10 @@ def find_log(path: Path, names: ColumnNames) -> LogFiles:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise DataError(f"{path}: cannot be read: {error}.") from None
     table, kind = open_table(files[0], names)
+    for file in files[1:]:
+        other, _ = open_table(file, names)
+        if isinstance(other, InterFile):  # whose types may differ where the names do not
+            list(_unused_columns(other, names, str(file)))
     return LogFiles(files, kind, (*notes, *_unused_columns(table, names, str(files[0]))))
 
 
@@ -317,6 +323,10 @@ def _left_out(
             if _holds_data(path):
                 reason = "of sub-folders only those called key=value are read"
                 found.setdefault(reason, []).append(_shown(path, folder))
+        elif path not in logs and _is_packed(path):
+            found.setdefault("a format that is not read, unpack or convert it", []).append(
+                _shown(path, folder)
+            )
         elif path not in logs and _could_be_data(path):
             found.setdefault(reasons.get(path, why), []).append(_shown(path, folder))
     return tuple(f"left out {_few(names)}: {reason}" for reason, names in found.items())
@@ -337,6 +347,10 @@ def _could_be_data(path: Path) -> bool:
     return _suffix(path) in _READABLE and not is_title_file(path) and not about
 
 
+def _is_packed(path: Path) -> bool:
+    return _suffix(path) in _UNREAD
+
+
 def _holds_data(folder: Path) -> bool:
     """Whether one of the first files in and below a folder could be data."""
 
@@ -345,7 +359,7 @@ def _holds_data(folder: Path) -> bool:
             folders[:] = [name for name in folders if not name.startswith((".", "_"))]
             yield from (Path(name) for name in files if not name.startswith((".", "_")))
 
-    return any(_could_be_data(file) for file in islice(below(), _LOOKED_AT))
+    return any(_could_be_data(file) or _is_packed(file) for file in islice(below(), _LOOKED_AT))
 
 
 def _entries(folder: Path) -> Iterator[Path]:

@@ -10,11 +10,10 @@ import torch
 from typer.testing import CliRunner
 
 from experiments import ageing
-from experiments.ageing import MOST, Rule
 from forward_ofa.batches import collate, last_item_sessions
 from forward_ofa.config import MethodConfig
 from forward_ofa.data import FilterConfig, SequenceDataset, generate_log, prepare
-from forward_ofa.evaluation import evaluate
+from forward_ofa.evaluation import evaluate, ndcg
 from forward_ofa.model import ForwardOFA
 from forward_ofa_cli.main import app
 from forward_ofa_device.backbones.contract import BackboneConfig
@@ -45,16 +44,30 @@ def test_an_aged_network_is_made_from_what_was_there_and_reads_what_is_now(data)
         assert aged.history[user, : aged.lengths[user]].tolist() == read.tolist()
     oldest = collate(data, sessions, 10, 5, 10**6)
     assert oldest.lengths.tolist() == [1] * len(sessions)
+    with pytest.raises(ValueError, match="negative"):
+        collate(data, sessions, 10, 5, -1)
 
 
 def test_a_walk_counts_requests_and_ages(data, system) -> None:
-    rules = (Rule(2, 1), Rule(2, 4), Rule(-1, MOST), Rule(2, MOST), Rule(0.5, MOST))
-    always, fourth, any_shift, never, some = ageing.walk(system, data, rules, 12)
+    always, some, never = ageing.walk(system, data, (-1, 0.5, 2), 12)
     assert always[1] == 1 and not always[0].any()
-    assert fourth[1] == 0.25 and set(fourth[0]) == {0, 1, 2, 3}
-    assert any_shift[1] == 1 and not any_shift[0].any()
     assert never[1] == 0 and set(never[0]) == {12}
     assert 0 < some[1] < 1 and 0 < some[0].mean() < 12
+
+
+def test_items_that_a_user_has_not_got_are_no_chances_to_ask(data, system) -> None:
+    """The walk is longer than any history: from the second item on each is a chance."""
+    always, never = ageing.walk(system, data, (-1, 2), 80)
+    assert always[1] == 1 and not always[0].any()
+    assert never[0].tolist() == [len(data.history(user)) - 2 for user in range(data.num_users)]
+
+
+def test_what_a_rule_has_is_the_mean_over_its_ages(data, system) -> None:
+    told = {name: (asks, own) for name, asks, _, own in ageing.rules(system, data, 5)}
+    fresh, older = (ndcg(evaluate(system, data, "test", age=age).ranks) for age in (0, 1))
+    asks, own = told["after 2 items"]
+    assert asks == 0.5 and np.allclose(own[0], (fresh + older) / 2)
+    assert np.array_equal(told["after 1 items"][1][0], fresh)
 
 
 def test_age_changes_what_is_generated_only(data, system) -> None:
@@ -72,7 +85,14 @@ def test_the_command(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["ageing", "--run-dir", str(run), "--walk", "3"])
     assert ageing.main() == 0
     rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("|")]
-    assert len(rows) == 2 + len(ageing.RULES) + 1
+    assert len(rows) == 2 + len(ageing.COUNTS) + len(ageing.SHIFTS) + 1
+    other = write_csv(tmp_path / "other.csv", users=30, items=100)
+    for words, said in (
+        (["--run-dir", str(run), "--data", str(other)], "not the one that"),
+        (["--run-dir", str(tmp_path)], "no complete run"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["ageing", *words])
+        assert ageing.main() == 1 and said in capsys.readouterr().err
     told = CliRunner().invoke(app, ["evaluate", "--run-dir", str(run), "--age", "5"])
     assert told.exit_code == 0 and "made 5 items before" in told.output
     assert (

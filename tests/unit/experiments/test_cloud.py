@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import torch
@@ -39,8 +40,18 @@ def test_the_command_compares_with_a_run(tmp_path, capsys, monkeypatch) -> None:
     rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows[2:]] == [
         "SASRec, T = 200, 2 blocks",
+        "GRU, T = 200",
         "DeviceRec",
     ]
-    monkeypatch.setattr(sys, "argv", ["cloud", "--run-dir", str(tmp_path), "--checkpoint", "c"])
-    assert cloud.main() == 1
-    assert "holds no complete run" in capsys.readouterr().err
+    # DeviceRec's own figures, as the run's report has them.
+    report = json.loads((run / "report.json").read_text())["systems"]["device-rec"]
+    cells = [cell.strip() for cell in rows[-1].split("|")]
+    assert cells[3] == f"{report['ndcg@10']:.4f}" and cells[6] == f"{report['unseen_ndcg@10']:.4f}"
+    for words, said in (
+        (["--run-dir", str(tmp_path), "--checkpoint", str(tmp_path / "d")], "no complete run"),
+        (["--run-dir", str(run), "--checkpoint", str(tmp_path / "c")], "another --checkpoint"),
+        (["--run-dir", str(run), "--checkpoint", str(tmp_path)], "directory"),
+        (["--run-dir", str(run), "--checkpoint", str(tmp_path / "d"), "--seed", "-1"], "seed"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["cloud", *words])
+        assert cloud.main() == 1 and said in capsys.readouterr().err

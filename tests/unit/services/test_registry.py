@@ -139,7 +139,6 @@ print("published after", calls)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", ["", "labels"])
 def test_a_file_in_place_of_a_folder_is_not_a_registry_without_labels(tmp_path, place):
     root = tmp_path / "registry"
@@ -150,6 +149,7 @@ def test_a_file_in_place_of_a_folder_is_not_a_registry_without_labels(tmp_path, 
         FileRegistry(root).current()
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_leaves_no_half_version(registry):
     """The process dies at its first, third, .. system call that changes the disk."""
     publish(registry, "v1")

@@ -44,11 +44,11 @@ def test_mean_and_sample_deviation_over_seeds():
     assert Results(records(record(cell, 0.1))).text(cell, "ndcg") == "0.1000"
 
 
-def test_a_figure_that_some_seeds_lack_says_how_many_have_it():
+def test_a_figure_that_some_seeds_lack_says_which_have_it():
     cell = Cell("ml-1m", "sasrec", "duet")
     old, new = record(cell, 0.1), record(cell.with_seed(1), 0.2)
     new.figures["unseen_ndcg@10"] = 0.3
-    assert Results(records(old, new)).text(cell, "unseen") == "0.3000 (of 1 seed)"
+    assert Results(records(old, new)).text(cell, "unseen") == "0.3000 (seed 1)"
     assert Results(records(old)).text(cell, "unseen") == "-"
 
 

@@ -208,3 +208,21 @@ def test_json_parts_need_to_agree_only_on_what_is_used(tmp_path: Path) -> None:
     write(tmp_path / "p2.jsonl", JSON.replace("user_id", "user"))
     with pytest.raises(DataError, match="They differ in format or columns"):
         read_log(tmp_path)
+
+
+def test_archives_and_spreadsheets_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", HEADER + BODY)
+    for name in ("more.csv.zip", "old.xlsx", "rest.csv.zst"):
+        (tmp_path / name).write_bytes(b"x")
+    names = "more.csv.zip, old.xlsx, rest.csv.zst"
+    assert left_out(read_log(tmp_path)) == [
+        f"left out {names}: a format that is not read, unpack or convert it"
+    ]
+
+
+def test_a_list_of_items_in_a_later_part_is_refused(tmp_path: Path) -> None:
+    for name, kind in (("a", "token"), ("b", "token_seq")):
+        header = f"user_id:token\titem_id:{kind}\ttimestamp:float"
+        (tmp_path / f"{name}.inter").write_text(f"{header}\n1\t2\t3\n")
+    with pytest.raises(DataError, match=r"b\.inter: column 'item_id' is a list"):
+        read_log(tmp_path)
