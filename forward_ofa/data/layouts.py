@@ -85,11 +85,11 @@ def find_log(path: Path, names: ColumnNames) -> LogFiles:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise DataError(f"{path}: cannot be read: {error}.") from None
     table, kind = open_table(files[0], names)
-    for file in files[1:]:
-        other, _ = open_table(file, names)
-        if isinstance(other, InterFile):  # whose types may differ where the names do not
-            list(_unused_columns(other, names, str(file)))
-    return LogFiles(files, kind, (*notes, *_unused_columns(table, names, str(files[0]))))
+    unused = list(_unused_columns(table, names, str(files[0])))
+    if isinstance(table, InterFile):  # types of its parts may differ where their names do not
+        for file in files[1:]:
+            unused += _unused_columns(InterFile(file), names, str(file))
+    return LogFiles(files, kind, (*notes, *dict.fromkeys(unused)))
 
 
 def is_folder(path: Path) -> bool:
