@@ -56,7 +56,8 @@ class Progress(Protocol):
         """One optimiser step was made."""
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch ended: epoch, loss, seconds, the task's validation figures, best."""
+        """An epoch ended: epoch, seconds, the task's validation figures, best, and the mean loss
+        if it had steps."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,9 @@ def fit(
                 "another process of this training ended; what it said comes first. "
                 "Start them all again with --resume"
             ) from error
-        record: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, **figures}
+        record: dict[str, Any] = {"epoch": epoch + 1, **figures}
+        if loss is not None:
+            record["loss"] = loss
         record["seconds"] = time.monotonic() - started
         record["best"] = all(record["ndcg@10"] > earlier["ndcg@10"] for earlier in records)
         if record["best"]:
@@ -124,7 +127,8 @@ def _train_epoch(
     rng: np.random.Generator,
     epoch: int,
     progress: Progress,
-) -> float:
+) -> float | None:
+    """Its mean loss; None for an epoch that has no steps."""
     task.system.train()
     device = next(task.system.parameters()).device
     steps, stream = task.epoch(rng)
@@ -143,7 +147,7 @@ def _train_epoch(
         progress.step(value)
     # A GPU is asked once for all steps, which their sum tells; the next loss often tells before.
     _require_finite("gradient's norm", norms.item(), task.config, epoch)
-    return float(np.mean(losses)) if losses else 0.0
+    return float(np.mean(losses)) if losses else None
 
 
 def _require_finite(what: str, value: float, config: TrainingConfig, epoch: int) -> None:

@@ -106,7 +106,7 @@ class TrainingProgress:
         chosen = "mean_kept_blocks" in record and self._stage != "DeviceRec"
         kept = f"  {record['mean_kept_blocks']:.2f} blocks" if chosen else ""
         # An epoch without steps tries settings instead.
-        made = f"loss {record['loss']:.3f}" if "rate" not in record else (
+        made = f"loss {record['loss']:.3f}" if "loss" in record else (
             f"rate {record['rate']:g}, {record['steps']:g} steps"
         )  # fmt: skip
         best = "  [green]best so far[/]" if record["best"] else ""

@@ -67,8 +67,9 @@ def progress_line(job: api.Job) -> str:
 def epoch_line(epoch: api.Epoch) -> str:
     """As `forward-ofa train` prints it."""
     best = "  best so far" if epoch.best else ""
+    loss = f"  loss {epoch.loss:.3f}" if epoch.loss else ""
     return (
-        f"{epoch.stage} epoch {epoch.epoch}  {duration(epoch.seconds)}  loss {epoch.loss:.3f}  "
+        f"{epoch.stage} epoch {epoch.epoch}  {duration(epoch.seconds)}{loss}  "
         f"validation NDCG@10 {epoch.ndcg:.4f}  Hit@10 {epoch.hit:.4f}{best}"
     )
 

@@ -31,10 +31,12 @@ class Lines:
         self._done += 1
 
     def epoch(self, record: dict[str, Any]) -> None:
-        made = max(1, self._done - self._first)
-        left = (time.monotonic() - self._started) / made * (self._steps - self._done)
-        figure = record.get("ndcg@10", float("nan"))
-        say(
-            f"{self._name}: {self._stage}, epoch {record['epoch']}, loss {record['loss']:.4f}, "
-            f"validation NDCG@10 {figure:.4f}, {duration(left)} left"
-        )
+        parts = [f"{self._name}: {self._stage}", f"epoch {record['epoch']}"]
+        if "loss" in record:
+            parts.append(f"loss {record['loss']:.4f}")
+        if "ndcg@10" in record:
+            parts.append(f"validation NDCG@10 {record['ndcg@10']:.4f}")
+        if self._done > self._first:
+            each = (time.monotonic() - self._started) / (self._done - self._first)
+            parts.append(f"{duration(each * (self._steps - self._done))} left")
+        say(", ".join(parts))

@@ -12,6 +12,7 @@ from benchmarks.arguments import above_zero, positive
 from experiments.kdd25.cells import Cell
 from experiments.kdd25.datasets import ALL, SYNTHETIC, Places, default_root
 from experiments.kdd25.recipes import BACKBONES, ONE_SEED, PAPER, RECIPES, TRAINING, Part
+from forward_ofa.data import DataError, user_path
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -179,6 +180,9 @@ def _place_of(text: str) -> tuple[str, str]:
     key, _, path = text.partition("=")
     if key not in ALL or not path:
         raise argparse.ArgumentTypeError(f"{text!r}: use KEY=PATH, KEY of {', '.join(ALL)}")
-    if not Path(path).expanduser().exists():
-        raise argparse.ArgumentTypeError(f"{path} does not exist")
+    try:
+        if not user_path(path).exists():
+            raise argparse.ArgumentTypeError(f"{path} does not exist")
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return key, path

@@ -18,7 +18,7 @@ from forward_ofa.data.cache import open_prepared
 from forward_ofa.data.columns import ColumnNames
 from forward_ofa.data.download import DownloadError, Progress, fetch
 from forward_ofa.data.filtering import PAPER_FILTER, FilterChoice, FilterConfig, default_filter
-from forward_ofa.data.layouts import is_folder
+from forward_ofa.data.folders import is_folder
 from forward_ofa.data.log import DataError, InteractionLog
 from forward_ofa.data.named import DATASETS, RemoteDataset, suggest
 from forward_ofa.data.preparation import prepare

@@ -29,7 +29,7 @@ import numpy as np
 
 from forward_ofa.data.columns import ColumnNames
 from forward_ofa.data.filtering import FilterChoice, FilterConfig
-from forward_ofa.data.layouts import LogFiles, find_log
+from forward_ofa.data.folders import LogFiles, find_log
 from forward_ofa.data.log import DataError
 from forward_ofa.data.preparation import prepare
 from forward_ofa.data.readers import log_name, read_log

@@ -89,6 +89,9 @@ class TableFile(Protocol):
     def unended(self) -> bool:
         """Whether its last line has no line end and may be cut off; known when all was read."""
 
+    def has_rows(self) -> bool:
+        """Whether there is anything below the header."""
+
     def parts(self, indices: list[int]) -> Iterator[Table]:
         """These columns, some millions of rows at most at a time, in the order of the file."""
 

@@ -67,6 +67,10 @@ class JsonLines:
         self._loose = _is_loose(first)
         self.header = list(self._object(first, "line 1"))
 
+    def has_rows(self) -> bool:
+        """True: the names of the columns were found in the first."""
+        return True
+
     def parts(self, indices: list[int]) -> Iterator[Table]:
         """These fields of every object: strings as they are, numbers as their decimal digits.
 

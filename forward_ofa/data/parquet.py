@@ -29,6 +29,10 @@ class ParquetFile:
         self._path = path
         self.header = _schema(path).names()
 
+    def has_rows(self) -> bool:
+        """Whether there is one, by its footer. Raises DataError when it cannot be read."""
+        return row_count(self._path) > 0
+
     def parts(self, indices: list[int]) -> Iterator[Table]:
         """The columns at these indices. Raises DataError when unreadable or empty."""
         names = [self.header[index] for index in indices]

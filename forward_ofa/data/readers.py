@@ -1,4 +1,4 @@
-"""Read an interaction log from what is on disk; the formats are in `layouts`.
+"""Read an interaction log: the files that `folders` finds, in the formats of `layouts`.
 
 Titles come from `u.item`, `movies.dat`, `movies.csv`, `items.*`, `<name>.item` or `meta_<name>.*`
 beside the log.
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from forward_ofa.data.columns import ColumnNames, TimeReader, resolve, to_ids
-from forward_ofa.data.layouts import LogFiles, find_log, open_table
+from forward_ofa.data.folders import LogFiles, find_log
+from forward_ofa.data.layouts import open_table
 from forward_ofa.data.log import DataError, InteractionLog
 from forward_ofa.data.sorting import LogSorter, Rows
 from forward_ofa.data.titles import find_titles

@@ -97,14 +97,23 @@ class DelimitedText:
 
         Raises DataError, with the line, when a line has the wrong number of fields.
         """
-        whole = _whole_records if self._quotes else whole_lines
         empty = True
-        for line, block in self._text.blocks(header=self._own_header, whole=whole):
-            if block.strip(b"\r\n"):
-                empty = False
-                yield self._table(indices, line, block)
+        for line, block in self._rows():
+            empty = False
+            yield self._table(indices, line, block)
         if empty:
             raise DataError(f"{self._file}: there is a header but not one interaction below it.")
+
+    def has_rows(self) -> bool:
+        """Whether any line below the header is not blank. Raises DataError."""
+        return any(True for _ in self._rows())
+
+    def _rows(self) -> Iterator[tuple[int, bytes]]:
+        """(number of its first line, block) of those blocks that are not blank."""
+        whole = _whole_records if self._quotes else whole_lines
+        for line, block in self._text.blocks(header=self._own_header, whole=whole):
+            if block.strip(b"\r\n"):
+                yield line, block
 
     def _table(self, indices: list[int], first: int, block: bytes) -> Table:
         if self._quotes and b'"' in block:

@@ -153,7 +153,7 @@ def _epoch_message(record: Any) -> api.Epoch:
     return api.Epoch(
         stage=record["stage"],
         epoch=record["epoch"],
-        loss=record["loss"],
+        loss=record.get("loss", 0.0),
         seconds=record["seconds"],
         ndcg=record.get("ndcg@10", 0.0),
         hit=record.get("hit@10", 0.0),

@@ -184,7 +184,7 @@ class _Told:
             self._tell(loss)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        self._tell(record["loss"])
+        self._tell(record.get("loss"))
         self._worker.tell("epoch", stage=self._stage, **record)
         self._worker.check()
 

@@ -238,7 +238,7 @@ class Epoch(_message.Message):
     epoch: _builtins.int
     """From 1."""
     loss: _builtins.float
-    """Mean over the epoch."""
+    """Mean over the epoch. 0: it had no steps, only settings to try."""
     seconds: _builtins.float
     """Wall time with validation."""
     ndcg: _builtins.float

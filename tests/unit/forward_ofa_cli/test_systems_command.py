@@ -39,6 +39,8 @@ def test_another_system_starts_from_the_run_and_is_compared_but_not_published(
     result = run("train", "--data", log, "--run-dir", tmp_path / "run", *TINY, *other)
     assert result.exit_code == 0, result.output
     assert "DeviceRec epoch" not in result.stdout and "Finetune epoch 1" in result.stdout
+    (tried,) = (line for line in result.stdout.splitlines() if "Finetune epoch 1" in line)
+    assert "rate 0.1, " in tried and "loss" not in tried
     assert "Finetune against one dense network for all" in result.stdout
     assert "Next: forward-ofa publish" not in result.stdout
     config = json.loads((tmp_path / "run" / "config.json").read_text())

@@ -56,7 +56,8 @@ def test_a_smoke_run_has_folders_of_its_own():
 @pytest.mark.parametrize("words", [
     ["--only", "table9"], ["--only", "table1:ml-2m"], ["--only", "table1:ml-1m:gru"],
     ["--only", "a:b:c:d:e"], ["--seeds", "0,0"], ["--seeds", "x"], ["--epochs", "0"],
-    ["--data", "ml-1m"], ["--data", "ml-1m=/nowhere/at/all"], ["--backbones", "gru"],
+    ["--data", "ml-1m"], ["--data", "ml-1m=/nowhere/at/all"],
+    ["--data", "ml-1m=~nobody-of-this-name/ml-1m"], ["--backbones", "gru"],
     ["--recipe", "quick"],
 ])  # fmt: skip
 def test_nonsense_is_refused_before_anything_is_run(words, capsys):

@@ -92,12 +92,14 @@ def test_what_is_left_out_is_said_with_its_reason(tmp_path: Path) -> None:
     write(tmp_path / "b.csv", "")
     write(tmp_path / "c.csv.gz", "\n\n")
     write(tmp_path / "d.parquet", "")
+    write(tmp_path / "e.csv", HEADER + "\n")
+    pl.DataFrame(schema={"user": int, "item": int, "time": int}).write_parquet(tmp_path / "f.pq")
     write(tmp_path / "people.csv", "user_id,age\n1,30\n")
     write(tmp_path / "settings.json", '{\n  "a": 1\n}\n')
     write(tmp_path / "old.dat", "1::2::3::4\n")
     (tmp_path / "readme.txt").write_bytes("Größe".encode("latin-1"))
     assert left_out(read_log(tmp_path)) == [
-        "left out b.csv, c.csv.gz, d.parquet: empty",
+        "left out b.csv, c.csv.gz, d.parquet, e.csv, f.pq: without rows",
         "left out old.dat: of such files only u.data and ratings.dat are read from a folder",
         "left out people.csv: without a user, an item and a time column that are known",
         "left out settings.json: one JSON object over several lines, not one a line",
@@ -128,7 +130,8 @@ def test_many_that_are_left_out_are_counted(tmp_path: Path) -> None:
     for number in range(1, 13):
         write(tmp_path / f"empty-{number}.csv", "")
     assert left_out(read_log(tmp_path)) == [
-        "left out empty-1.csv, empty-2.csv, empty-3.csv, empty-4.csv, empty-5.csv and 7 more: empty"
+        "left out empty-1.csv, empty-2.csv, empty-3.csv, empty-4.csv, empty-5.csv and 7 more: "
+        "without rows"
     ]
 
 
