@@ -54,33 +54,26 @@ def cost(
 
     `forward-ofa cost --json | jq .sasrec.full_network.paper_mflops`
     """
-    from forward_ofa.cost import PAPER_BACKBONES, cost_table
+    from forward_ofa.cost import cost_table
 
     if settings and system is None:
         raise CommandError("--set: give the --system whose option it is.", Exit.USAGE)
-    names = [config.name for config in PAPER_BACKBONES]
-    if backbone is not None and backbone not in names:
-        raise CommandError(f"--backbone {backbone}: use {' or '.join(names)}.", Exit.USAGE)
     extracted = history if extractor_history is None else extractor_history
     if extracted < 1:
         raise CommandError("--extractor-history must be at least 1.", Exit.USAGE)
+    given = Given(texts=settings or ())
     tables = {}
-    for config in PAPER_BACKBONES:
-        if backbone in (None, config.name):
-            try:
-                wanted = replace(
-                    config,
-                    blocks=config.blocks if blocks is None else blocks,
-                    hidden=hidden,
-                    history=history,
-                )
-                if system is None:
-                    tables[config.name] = cost_table(wanted, extracted)
-                else:
-                    chosen = Given(texts=settings or ())
-                    tables[config.name] = _of_system(system, wanted, extracted, chosen)
-            except ValueError as error:
-                raise CommandError(str(error), Exit.USAGE) from None
+    try:
+        for config in _backbones(backbone):
+            count = config.blocks if blocks is None else blocks
+            wanted = replace(config, blocks=count, hidden=hidden, history=history)
+            tables[config.name] = (
+                cost_table(wanted, extracted)
+                if system is None
+                else _of_system(system, wanted, extracted, given)
+            )
+    except ValueError as error:
+        raise CommandError(str(error), Exit.USAGE) from None
     if as_json:
         typer.echo(json.dumps(tables, indent=2))
         return
@@ -92,6 +85,16 @@ def cost(
         console.print(_networks(name, table))
         console.print(_modules(table))
         console.print()
+
+
+def _backbones(name: str | None) -> list[BackboneConfig]:
+    """The paper's backbones of this name; without one, both. Raises CommandError."""
+    from forward_ofa.cost import PAPER_BACKBONES
+
+    names = [config.name for config in PAPER_BACKBONES]
+    if name is not None and name not in names:
+        raise CommandError(f"--backbone {name}: use {' or '.join(names)}.", Exit.USAGE)
+    return [config for config in PAPER_BACKBONES if name in (None, config.name)]
 
 
 def _of_system(
