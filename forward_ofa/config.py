@@ -53,6 +53,8 @@ class MethodConfig:
         (see structure_mapper): less to train, fewer parameters, another quality.
     cut_probability: share of devices in training that get a drawn budget.
     retrieval_weight: weight of the cloud's retrieval loss.
+    retrieval_apart: whether that loss teaches the query's own layer alone, and neither the interest
+        nor the item embeddings: then all but that layer learns from Eq. 12 and nothing else.
     fusion: whether devices add the cloud's query to what their network puts out, with a weight that
         is chosen on validation (see fusion.py). Not in the paper.
     dropout: inside the backbone.
@@ -70,6 +72,7 @@ class MethodConfig:
     bases: int = 0
     cut_probability: float = 0.0
     retrieval_weight: float = 0.2
+    retrieval_apart: bool = False
     fusion: bool = False
     dropout: float = 0.2
 

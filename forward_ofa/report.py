@@ -90,10 +90,11 @@ def _method_lines(config: RunConfig, reads: tuple[str, ...]) -> list[str]:
             "ranking"
         )
     if "retrieval_weight" in reads:
+        apart = ", which teaches only its own layer" if method.retrieval_apart else ""
         lines.append(
             f"funnel: {config.candidates} candidates from h, seen ones removed on the device; "
-            f"{method.retrieval_weight:g} times the loss of the cloud's query; generated matrices "
-            f"({_form(method)} hypernetworks) spread by {method.spread:g} at first"
+            f"{method.retrieval_weight:g} times the loss of the cloud's query{apart}; generated "
+            f"matrices ({_form(method)} hypernetworks) spread by {method.spread:g} at first"
             + (
                 "; that query added to the networks' outputs, by a weight chosen on validation"
                 if method.fusion

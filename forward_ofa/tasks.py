@@ -160,7 +160,8 @@ class DeviceRecTask(NetworkTask):
 
 @dataclass
 class ForwardOFATask(NetworkTask):
-    """Eq. 12, with the cloud's retrieval beside it.
+    """Eq. 12, and the loss of the cloud's retrieval: with `retrieval_apart` of a layer of its own,
+    else one that interest and item embeddings learn from too, which the paper has not.
 
     base: a trained DeviceRec to start from. foundation: where E, E' and retrieval start.
     kind: ForwardOFA, or a variant of it that is trained the same way. name: of the system.
@@ -198,7 +199,10 @@ class ForwardOFATask(NetworkTask):
         items = system.items.weight
         loss = next_item_loss(vectors, items, batch.targets)
         loss = loss + _compact_strength(method, done) * compact_loss(adaptation.logits)
-        query = system.query(adaptation.interest)
+        interest = adaptation.interest
+        if method.retrieval_apart:
+            interest, items = interest.detach(), items.detach()
+        query = system.query(interest)
         return loss + method.retrieval_weight * retrieval_loss(query, items, batch.targets)
 
     def validate(self) -> dict[str, float]:
@@ -244,10 +248,11 @@ class ControllerOnlyTask(NetworkTask):
 
 
 def _method(method: MethodConfig) -> dict[str, Any]:
-    """Its values, without those that change nothing: runs from before there was fusion go on."""
+    """Its values, without younger ones that change nothing: runs from before them go on."""
     values = dataclasses.asdict(method)
-    if not method.fusion:
-        del values["fusion"]
+    for name in ("fusion", "retrieval_apart"):
+        if not values[name]:
+            del values[name]
     return values
 
 

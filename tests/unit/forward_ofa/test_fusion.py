@@ -99,7 +99,8 @@ def test_weights_and_runs_from_before_there_was_fusion_are_read(data) -> None:
     system.load_state_dict(before)
     assert float(system.fusion) == 0.0
     training = TrainingConfig(epochs=1)
-    assert "fusion" not in ForwardOFATask(data, method, training).settings()["method"]
+    known = ForwardOFATask(data, method, training).settings()["method"]
+    assert "fusion" not in known and "retrieval_apart" not in known
     with_it = replace(method, fusion=True)
     assert ForwardOFATask(data, with_it, training).settings()["method"]["fusion"]
     with pytest.raises(ValueError, match="retrieval_weight"):

@@ -172,6 +172,30 @@ def test_every_parameter_learns_and_is_saved_and_restored(
         assert torch.equal(value, restored.state_dict()[name]), name
 
 
+def test_a_query_apart_leaves_all_else_to_equation_12(data: SequenceDataset) -> None:
+    """All but the query's layer gets the gradients of a training without the query's loss."""
+    plain = MethodConfig(SMALL, extractor_history=8, retrieval_weight=0.0)
+    found: dict[str, dict[str, torch.Tensor | None]] = {}
+    for name, method in (
+        ("none", plain),
+        ("apart", dataclasses.replace(plain, retrieval_weight=0.2, retrieval_apart=True)),
+        ("together", dataclasses.replace(plain, retrieval_weight=0.2)),
+    ):
+        task = ForwardOFATask(data, method, TrainingConfig(epochs=1))
+        torch.manual_seed(0)
+        task.loss(first_batch(data), 0.5).backward()
+        found[name] = {n: p.grad for n, p in task.system.named_parameters()}
+
+    def different(one: str, other: str) -> set[str]:
+        pairs = ((n, found[one][n], found[other][n]) for n in found[one])
+        return {n for n, a, b in pairs if (a is None) != (b is None) or not torch.equal(a, b)}
+
+    query = {"query.weight", "query.bias"}
+    assert different("none", "apart") == query
+    assert found["apart"]["query.weight"].any()
+    assert {"items.weight", *query} < different("none", "together")
+
+
 def test_no_target_is_in_what_the_extractors_or_the_window_read(data: SequenceDataset) -> None:
     """Positions, not items: an item may well occur twice in a history."""
     drawn = training_sessions(data, 4, np.random.default_rng(3))
