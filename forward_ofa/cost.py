@@ -74,7 +74,8 @@ class Costs:
     paper_flops, true_flops: multiply-accumulates of one inference.
     paper_bits: parameters as the paper's "Param" counts them, float32. true_bits: all that a
     device must hold to run the network, item embeddings apart: also what is shared and not in
-    the paper's figure, and what says where sparse values belong; nothing for absent blocks.
+    the paper's figure (SASRec: positions and last norm; NextItNet: the norms of all blocks, absent
+    ones too), and what says where sparse values belong.
     payload_bytes: on the wire, by encoding; empty for networks that are not made of whole blocks.
     """
 

@@ -148,6 +148,10 @@ class ForwardOFA(RankingSystem):
         found: Tensor = self.query(self.adapt(batch).interest)
         return found
 
+    def assume_dearest(self) -> None:
+        if self.config.fusion:
+            self.fusion.fill_(1)
+
     def device_modules(self) -> ModuleCost:
         """E, H and E', and the query if it is added."""
         modules = device_modules_cost(self.config.backbone, self.config.extractor_history)

@@ -78,3 +78,6 @@ class RankingSystem(nn.Module):
     def device_modules(self) -> ModuleCost:
         """What the device runs at each refresh, beside the network itself."""
         return NO_MODULES
+
+    def assume_dearest(self) -> None:
+        """Sets what validation chooses to what costs a device most: for a cost before training."""

@@ -1,8 +1,9 @@
 """The stages of a run on disk: trained, gone on with, finished earlier, or taken over.
 
 A stage's identity is a digest of its data, settings and seed, and of the identities of the
-stages before it that it may have started from: two stages with equal identities have equal
-weights, whichever run trained them.
+stages before it that it may have started from: of two stages with equal identities either may
+stand for the other, whichever run trained it. On one kind of machine, with as many threads, their
+weights are equal; elsewhere sums are made in another order.
 """
 
 from __future__ import annotations

@@ -34,6 +34,9 @@ def cost(
         str | None,
         typer.Option(help="One system's network instead, by its settings in the paper's recipe."),
     ] = None,
+    items: Annotated[
+        int, typer.Option(min=1, help="Items of the catalogue, with which Finetune multiplies.")
+    ] = 3011,
     settings: Setting = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything, every k of kept blocks, as JSON.")
@@ -70,7 +73,7 @@ def cost(
             tables[config.name] = (
                 cost_table(wanted, extracted)
                 if system is None
-                else _of_system(system, wanted, extracted, given)
+                else _of_system(system, wanted, extracted, items, given)
             )
     except ValueError as error:
         raise CommandError(str(error), Exit.USAGE) from None
@@ -98,14 +101,13 @@ def _backbones(name: str | None) -> list[BackboneConfig]:
 
 
 def _of_system(
-    name: str, backbone: BackboneConfig, extractor_history: int, given: Given
+    name: str, backbone: BackboneConfig, extractor_history: int, items: int, given: Given
 ) -> dict[str, Any]:
     """What one device's network costs in a system, and what the device runs beside it.
 
     Raises CommandError for an unknown system or option, ValueError for impossible settings.
     """
     from forward_ofa.cost import module_json
-    from forward_ofa.model import ForwardOFA
     from forward_ofa.settings import full_name
     from forward_ofa.systems import system_named
 
@@ -119,9 +121,8 @@ def _of_system(
     config = overridden(replace(config, method=method), given)
     backbone = config.method.backbone
     system = system_named(name)
-    module = system.build(config, 1)
-    if config.method.fusion and isinstance(module, ForwardOFA):
-        module.fusion.fill_(1)  # the dearest: the query is added, whatever validation would choose
+    module = system.build(config, items)
+    module.assume_dearest()
     return {
         "system": name,
         "title": system.title,

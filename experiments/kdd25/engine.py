@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from experiments.kdd25.settings import as_json, configure, same
 from forward_ofa.ablations import ReplacedBlocks
 from forward_ofa.config import RunConfig
 from forward_ofa.data import SequenceDataset
-from forward_ofa.runs import data_card, evaluate_run, load_run, train_run
+from forward_ofa.runs import data_card, evaluate_run, load_run, train_run, write_json
 from forward_ofa.training import Progress
+
+_MACHINE = "machine.json"
 
 
 @dataclass
@@ -54,18 +57,27 @@ class Engine:
                     f"{folder} was trained with other settings than the recipe has today: "
                     "--again trains it anew"
                 )
+            # Evaluations may have got other figures since, of the same weights.
+            run = load_run(folder, self.device)
+            report = {**run.report, **evaluate_run(run, data, "test")}
         else:
             begun = (folder / "config.json").exists()
             base = self._base(cell, config, data)
-            train_run(data, config, folder, self.progress(cell.name), begun, base, self.device)
-        report = json.loads((folder / "report.json").read_text())
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / _MACHINE, machine.describe(self.device))
+            run = train_run(
+                data, config, folder, self.progress(cell.name), begun, base, self.device
+            )
+            report = run.report
         figures = dict(report["systems"][cell.system])
         for name in ("difference", "device_modules"):
             if name in report:
                 figures[name] = report[name]
         shared = set() if cell.system == "device-rec" else {"foundation", "device-rec"}
         stages = {n: _stage(r) for n, r in report["training"].items() if n not in shared}
-        return self._record(cell, data_card(data), config, figures, report["protocol"], stages)
+        record = self._record(cell, data_card(data), config, figures, report["protocol"], stages)
+        trained = (folder / "report.json").stat().st_mtime
+        return replace(record, machine=_trained_on(folder), finished=_utc(trained))
 
     def _base(self, cell: Cell, config: RunConfig, data: SequenceDataset) -> Path | None:
         """The run whose stages this one goes on from: that of its DeviceRec; for a DeviceRec, that
@@ -128,9 +140,23 @@ class Engine:
         where["source"] = re.sub(r"\S*/", "", card["source"])
         seconds = sum(stage["seconds"] for stage in stages.values())
         budget = {"stages": stages, "seconds": seconds}
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         computer = machine.describe(self.device)
+        now = _utc(time.time())
         return Record(cell, as_json(config), figures, where, protocol, budget, computer, now)
+
+
+def _trained_on(folder: Path) -> dict[str, Any]:
+    """The machine and revision that a run was trained with, which may not be today's."""
+    try:
+        found: dict[str, Any] = json.loads((folder / _MACHINE).read_text())
+    except FileNotFoundError:
+        return machine.unknown()
+    return found
+
+
+def _utc(moment: float) -> str:
+    """ISO 8601, of seconds since 1970."""
+    return datetime.datetime.fromtimestamp(moment, datetime.UTC).isoformat(timespec="seconds")
 
 
 def _foundation(config: RunConfig) -> object:

@@ -206,10 +206,6 @@ def _lambda(title: str) -> str:
     return title.removeprefix("lambda ")
 
 
-def _seeds(number: int) -> str:
-    return "one seed" if number == 1 else f"mean of {number} seeds"
-
-
 @contextmanager
 def _drawing(
     path: Path, size: tuple[float, float], rows: int, columns: int

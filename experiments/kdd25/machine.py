@@ -20,3 +20,9 @@ def describe(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(0) if device.startswith("cuda") else "CPU",
     }
+
+
+def unknown() -> dict[str, Any]:
+    """The same of a run that does not say where it was trained."""
+    nothing = dict.fromkeys(("cpu", "python", "revision", "torch", "device"), "unknown")
+    return {**nothing, "cores": 0, "memory_gb": 0, "changed_files": 0, "threads": 0}

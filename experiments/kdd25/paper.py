@@ -69,12 +69,6 @@ def adaptation_seconds(backbone: str) -> Mapping[str, float]:
     return dict(_raw()["table8"][backbone])
 
 
-def device_seconds(cloud_seconds: float) -> float:
-    """How the paper gets from fine-tuning on its cloud to fine-tuning on its device (exact)."""
-    table = _raw()["table8"]
-    return float(cloud_seconds * table["cloud_tflops"] * 1024 / table["device_gflops"])
-
-
 def statistics(dataset: str) -> Mapping[str, float] | None:
     """Table 6: users, items (padding included), interactions; None for a set it does not have."""
     found: Mapping[str, float] | None = _raw()["data"].get(dataset)

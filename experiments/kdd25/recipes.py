@@ -65,6 +65,7 @@ VARIANTS = (
     Variant("extractors read 200 items", "forward-ofa", (("extractor_history", 200),)),
     Variant("no drawn budgets", "forward-ofa", (("cut_probability", 0.0),)),
     Variant("lambda 0.0007", "forward-ofa", (("compact_weight", 0.0007),)),
+    Variant("the query trained apart", "forward-ofa", (("retrieval_apart", True),)),
     Variant("structure drawn to the end", "forward-ofa", (("structure_until", 1.0),)),
 )
 """What `variants` shows beside the default recipe. With 4 blocks: what the same device could have

@@ -30,9 +30,11 @@ from forward_ofa.assembly import run_blocks
 from forward_ofa.baselines.device_rec import DeviceRec
 from forward_ofa.batches import batches, last_item_sessions
 from forward_ofa.config import MethodConfig, Options, TrainingConfig
+from forward_ofa.cost import ModuleCost, network_cost
 from forward_ofa.data.sequences import SequenceDataset
 from forward_ofa.evaluation import hit, ndcg, rank_of
 from forward_ofa.model import Batch
+from forward_ofa_device.backbones.contract import Flops
 
 _SCORES = 2**24
 """Scores of devices, targets and items that are alive at once."""
@@ -85,6 +87,27 @@ class Finetune(DeviceRec):
     def extractor_history(self) -> int:
         """Items that a device tunes on, at most."""
         return self.options.history
+
+    def device_modules(self) -> ModuleCost:
+        """What tuning takes at each refresh, with the chosen number of steps.
+
+        A step passes the M = history - 1 windows forwards and, at twice that, backwards, and
+        multiplies M outputs with all N items and the scores' gradients with them again. parameters:
+        the embeddings of the whole catalogue, which the softmax needs and a device that only ranks
+        candidates does not hold.
+        """
+        config = self.backbone.config
+        windows = self.options.history - 1
+        items = self.items.num_embeddings - 1
+        dense = network_cost(config, config.blocks).flops
+        scores = 2 * windows * items * config.hidden
+        paper, true = (
+            int(self.steps) * (3 * windows * flops + scores) for flops in (dense.paper, dense.true)
+        )
+        return ModuleCost(items * config.hidden, Flops(paper, true))
+
+    def assume_dearest(self) -> None:
+        self.steps.fill_(max(self.options.steps))
 
     def vectors(self, batch: Batch, gates: Tensor | None = None) -> Tensor:
         """Outputs [B, M, D] of the tuned networks for all windows."""

@@ -387,6 +387,20 @@ def test_tuning_many_devices_is_tuning_each_alone(backbone: str, data) -> None:
                 torch.testing.assert_close(block[name][device], value, rtol=1e-4, atol=1e-5)
 
 
+def test_what_tuning_takes_at_a_refresh(data) -> None:
+    system = finetuned(data)
+    network = network_cost(system.backbone.config, 2).flops
+    system.steps.fill_(1)
+    one = system.device_modules()
+    # Seven windows: forwards, twice that backwards; products with all items, and their gradients.
+    assert one.flops.true == 7 * (3 * network.true + 2 * 16 * data.num_items)
+    assert one.flops.paper == 7 * (3 * network.paper + 2 * 16 * data.num_items)
+    assert one.parameters == 16 * data.num_items
+    system.assume_dearest()
+    dearest = system.device_modules()
+    assert dearest.flops.true == 10 * one.flops.true and dearest.parameters == one.parameters
+
+
 def test_tuning_lowers_a_devices_own_loss_and_changes_nothing_shared(data) -> None:
     system = finetuned(data)
     before = {name: value.clone() for name, value in system.state_dict().items()}

@@ -139,6 +139,9 @@ def test_costs_of_a_system() -> None:
     assert table["device_modules"]["parameters"] == 24_960  # E' alone
     small = json.loads(run("cost", "--system", "device-rec", "--blocks", "2", "--json").stdout)
     assert small["sasrec"]["network"]["paper_mbit"] == pytest.approx(1.3312)
-    assert "Finetune" in run("cost", "--system", "finetune").stdout
+    tuned = [json.loads(run("cost", "--system", "finetune", "--items", n, "--json").stdout)
+             for n in ("100", "200")]  # fmt: skip
+    less, more = (found["sasrec"]["device_modules"]["true_flops"] for found in tuned)
+    assert more - less == 10 * 2 * 49 * 64 * 100  # steps, there and back, windows, width, items
     assert run("cost", "--set", "rank=3").exit_code == 2
     assert run("cost", "--system", "best").exit_code == 2

@@ -104,6 +104,17 @@ def test_the_order_of_systems_is_compared_with_the_papers(tmp_path):
     assert agreement({"a": 1, "b": 2, "c": 2}, {"a": 1, "b": 3, "c": 4}) == (2, 2)
 
 
+def test_a_row_that_was_trained_beside_another_device_rec_says_so(tmp_path):
+    part = table2("ml-1m", "sasrec")
+    dense, _, mapper = (row.cell for row in part.rows)
+    for mean, mark in ((0.02, ""), (0.015, " [a]")):
+        compared = {"ndcg@10": {"mean": mean, "low": 0.01, "high": 0.03}}
+        found = records(record(dense, 0.09), record(mapper, 0.11, difference=compared))
+        text = rendered(tmp_path, [part], Results(found))
+        assert line(text, "+mapper")[0] == "+mapper" + mark
+        assert ("its NDCG@10 is 0.0950, not 0.0900" in text) is bool(mark)
+
+
 def test_both_recipes_of_training_are_beside_the_papers_figures_and_never_mixed(tmp_path):
     parts = [table2("ml-1m", "sasrec", recipe) for recipe in TRAINING]
     found = records(record(parts[1].rows[0].cell, 0.2))

@@ -174,6 +174,28 @@ def test_backbones_share_a_foundation(tmp_path):
     assert stages[0]["device-rec"] != stages[1]["device-rec"]
 
 
+def test_a_run_that_is_there_is_entered_again_as_of_when_and_where_it_was_trained(tmp_path):
+    cell = Cell("synthetic", "sasrec", "device-rec", recipe="default", blocks=2)
+    plan = replace(plan_of(tmp_path, [cell]), quick=True)
+    engine = Engine(plan, Places({}, None, tmp_path), "cpu", Lines)
+    work(plan, engine.run, print)
+    before = plan.finished()[cell.name]
+    report, where = (plan.folder(cell) / name for name in ("report.json", "machine.json"))
+    kept = json.loads(report.read_text())
+    del kept["systems"]["device-rec"]["unseen_ndcg@10"]  # a figure that is younger than the run
+    report.write_text(json.dumps(kept))
+    os.utime(report, (0, 0))
+    where.write_text(json.dumps({**before.machine, "cpu": "another", "revision": "f00"}))
+    plan.index.unlink()
+    work(plan, replace(engine, progress=lambda name: pytest.fail("it trains")).run, print)
+    after = plan.finished()[cell.name]
+    assert (after.figures, after.budget) == (before.figures, before.budget)
+    assert (after.machine["cpu"], after.machine["revision"]) == ("another", "f00")
+    assert after.finished == "1970-01-01T00:00:00+00:00"
+    where.unlink()
+    assert engine.run(cell).machine["cpu"] == "unknown"
+
+
 def test_no_cell_is_started_after_the_stop(tmp_path):
     plan = plan_of(tmp_path, [DUET])
     work(plan, Trainer(plan), print, lambda: True)
