@@ -131,8 +131,9 @@ def run_worker(a: argparse.Namespace) -> int:
 def run_beat(a: argparse.Namespace) -> int:
     """Until told to stop."""
     from services.trainer.assembling import connected
-    from services.trainer.beat import Beat, Reaper, Scheduler
+    from services.trainer.beat import Beat, Reaper
     from services.trainer.metrics import TrainerMetrics
+    from services.trainer.scheduler import Scheduler
 
     shared, settings = shared_settings(a, a.broker), beat_settings(a)
     registry = open_registry(shared.registry, shared.registry_cache)

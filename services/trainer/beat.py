@@ -14,17 +14,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from services.ports import Job, JobState
 from services.runtime.logs import log
-from services.trainer import jobs, plan
+from services.trainer import jobs
 from services.trainer.celery_app import Announcer
-from services.trainer.domain import LocalTrainer
-from services.trainer.growth import Growth
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.records import Records, RecordsUnavailable, UnknownJob
-from services.trainer.schedules import BadSchedules, Schedule, read_schedules
+from services.trainer.scheduler import Scheduler
 from services.trainer.settings import BeatSettings, TrainerSettings
 
 _LOGGER = logging.getLogger(__name__)
@@ -147,69 +144,6 @@ class Reaper:
                 log(_LOGGER, logging.INFO, "announced again", job=job_id)
 
 
-class Scheduler:
-    """Submits a schedule's job when its log has grown enough and its last job has ended."""
-
-    def __init__(
-        self, path: Path, shared: TrainerSettings, records: Records, trainer: LocalTrainer,
-        metrics: TrainerMetrics,
-    ) -> None:  # fmt: skip
-        self._path, self._shared = path, shared
-        self._records, self._trainer, self._metrics = records, trainer, metrics
-        self._growth: dict[str, Growth] = {}
-        self._next: dict[str, float] = {}
-        self._stamp = 0
-        self._schedules = read_schedules(path)
-
-    def look(self, now: float) -> None:
-        """Once, at `now` on the monotonic clock. Raises RecordsUnavailable."""
-        self._read_again()
-        for schedule in self._schedules:
-            if now < self._next.get(schedule.name, 0.0):
-                continue
-            self._next[schedule.name] = now + schedule.look_seconds
-            try:
-                self._consider(schedule)
-            except RecordsUnavailable:
-                raise
-            except Exception as error:
-                # Whatever is wrong with one log, the other schedules and the leases go on.
-                self._metrics.schedule_failures.labels(schedule.name).inc()
-                log(
-                    _LOGGER, logging.WARNING, "a schedule's look failed",
-                    schedule=schedule.name, why=str(error) or type(error).__name__,
-                )  # fmt: skip
-
-    def _read_again(self) -> None:
-        """A file that makes no sense changes nothing."""
-        try:
-            stamp = self._path.stat().st_mtime_ns
-            if stamp != self._stamp:
-                self._stamp = stamp
-                self._schedules = read_schedules(self._path)
-        except (OSError, BadSchedules) as error:
-            log(_LOGGER, logging.WARNING, "schedules not taken over", why=str(error))
-
-    def _consider(self, schedule: Schedule) -> None:
-        last = self._records.last_of(schedule.name)
-        if last is not None and last.state.live:
-            return
-        growth = self._growth.setdefault(schedule.name, Growth())
-        measure = growth.measure(Path(schedule.job.data))
-        if not measure.settled or measure.changed < schedule.settle_seconds:
-            # Soon again: the log was caught while it was written.
-            self._next[schedule.name] = time.monotonic() + min(
-                schedule.look_seconds, schedule.settle_seconds
-            )
-            return
-        if not schedule.due(measure.rows, last.rows if last else None):
-            return
-        plan.check(schedule.job, self._shared.check_bytes, self._shared.cache)
-        job = self._trainer.enqueue(schedule.job, schedule=schedule.name, rows=measure.rows)
-        self._metrics.scheduled.labels(schedule.name).inc()
-        log(_LOGGER, logging.INFO, "scheduled", schedule=schedule.name, job=job.id)
-
-
 class Beat:
     """The loop. scheduler: None where there are no schedules."""
 
@@ -244,13 +178,16 @@ class Beat:
                 log(_LOGGER, logging.ERROR, "a turn failed unexpectedly")
 
     def clean(self) -> None:
-        """Forgets the oldest ended jobs and their run folders; published versions stay."""
-        gone = [job for job in self._records.page((), _ALL) if not job.state.live]
-        self._metrics.remembered(gone[: self._settings.keep_jobs])
-        for job in gone[self._settings.keep_jobs :]:
-            self._records.remove(job.id)
-            shutil.rmtree(self._shared.folder(job.id), ignore_errors=True)
-            log(_LOGGER, logging.INFO, "forgotten", job=job.id)
+        """Forgets the oldest ended jobs and their run folders; published versions stay, and the
+        last job of each schedule, which knows how far its log had grown."""
+        ended = [job for job in self._records.page((), _ALL) if not job.state.live]
+        self._metrics.remembered(ended[: self._settings.keep_jobs])
+        names = self._scheduler.names if self._scheduler is not None else []
+        last = {job.id for job in map(self._records.last_of, names) if job is not None}
+        for job in ended[self._settings.keep_jobs :]:
+            if job.id not in last and self._records.remove(job.id):
+                shutil.rmtree(self._shared.folder(job.id), ignore_errors=True)
+                log(_LOGGER, logging.INFO, "forgotten", job=job.id)
 
     def _reach(self, reached: bool) -> None:
         self.reached = reached

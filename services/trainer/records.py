@@ -70,8 +70,8 @@ class Records(Protocol):
     def last_of(self, schedule: str) -> Job | None:
         """The newest job of a schedule."""
 
-    def remove(self, job_id: str) -> None:
-        """Forgets an ended job."""
+    def remove(self, job_id: str) -> bool:
+        """Forgets an ended job. Whether it did: not one that is live again, or gone."""
 
 
 def connect(url: str, seconds: float) -> redis.Redis:
@@ -167,22 +167,26 @@ class RedisRecords:
             job_id = self._client.hget(_SCHEDULES, schedule)
             return None if job_id is None else next(iter(self._many([job_id])), None)
 
-    def remove(self, job_id: str) -> None:
+    def remove(self, job_id: str) -> bool:
         with _reaching(), self._client.pipeline() as pipe:
             for _ in range(_TRIES):
                 with contextlib.suppress(redis.WatchError):
                     # Watched: somebody may resume it at this moment.
                     pipe.watch(_key(job_id))
-                    job = _read(pipe, job_id)
+                    try:
+                        job = _read(pipe, job_id)
+                    except UnknownJob:
+                        return False
                     if job.state.live:
-                        return
+                        return False
                     pipe.multi()
                     pipe.delete(_key(job_id))
                     pipe.zrem(_IDS, job_id)
                     if job.submission:
                         pipe.hdel(_SUBMISSIONS, job.submission)
                     pipe.execute()
-                    return
+                    return True
+        return False  # others change it all the time: the next look tells
 
     def _many(self, ids: Any) -> list[Job]:
         keys = [_key(job_id.decode()) for job_id in ids]

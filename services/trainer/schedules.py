@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forward_ofa.data import DataError, user_path
+from forward_ofa.data import DATASETS, DataError, user_path
 from services.ports import JobParameters
 from services.trainer import plan
 
@@ -41,7 +41,7 @@ class Schedule:
 
     name: of the schedule, small letters, digits and -. job: what is submitted.
     look_seconds: between two looks at the log.
-    min_new_rows: so many more than when its last job was submitted; the first job needs so many
+    min_new_rows: so many that came since its last job was submitted; the first job needs so many
         in all. settle_seconds: a log that changed within this time is still being written.
     """
 
@@ -65,12 +65,6 @@ class Schedule:
                 f"min_new_rows must be a whole number, at least 1, not {self.min_new_rows!r}"
             )
 
-    def due(self, rows: int, rows_then: int | None) -> bool:
-        """Whether the log has grown enough. rows_then: at the last job; None: there was none.
-        A log with fewer rows than then was replaced, and counts from nothing."""
-        before = rows_then or 0
-        return rows - (before if rows >= before else 0) >= self.min_new_rows
-
 
 def read_schedules(path: Path) -> list[Schedule]:
     """Raises BadSchedules. Relative paths of logs count from the file's folder."""
@@ -80,7 +74,8 @@ def read_schedules(path: Path) -> list[Schedule]:
         raise BadSchedules(f"{path} cannot be read: {error}") from error
     entries = raw.pop("schedule", [])
     if raw or not isinstance(entries, list):
-        raise BadSchedules(f"{path} may only have [[schedule]] tables, not {', '.join(raw)}")
+        others = ", ".join(raw) or f"schedule = {entries!r}"
+        raise BadSchedules(f"{path} may only have [[schedule]] tables, not {others}")
     found = [_schedule(entry, path) for entry in entries]
     names = [schedule.name for schedule in found]
     if len(set(names)) < len(names):
@@ -113,8 +108,9 @@ def _checked(entry: Any, path: Path) -> Schedule:
         if kind is not None and given is not None and type(given) not in kind[0]:
             raise BadSchedules(f"{field.name} must be {kind[1]}, not {given!r}")
     log = (path.parent / user_path(job["data"])).resolve()
-    if log.exists() or "/" in job["data"]:
-        job["data"] = str(log)
+    if job["data"] in (*DATASETS, plan.SYNTHETIC) and not log.exists():
+        raise BadSchedules(f"{job['data']} is no log that grows: give the path of a file or folder")
+    job["data"] = str(log)  # it may not be there yet
     parameters = JobParameters(**job)
     # Without the log: it may not be there yet.
     plan.check(dataclasses.replace(parameters, data=plan.SYNTHETIC), 0, path.parent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 
 import grpc
@@ -24,8 +25,10 @@ from services.trainer.assembling import connected
 from services.trainer.beat import Beat, Reaper
 from services.trainer.broker import EmbeddedRedis, check_redis
 from services.trainer.celery_app import QUEUE
+from services.trainer.growth import Growth
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.records import connect
+from services.trainer.scheduler import Scheduler
 from services.trainer.settings import BeatSettings, TrainerSettings
 from services.wiring import start
 from tests.support.redis_server import RedisServer
@@ -232,6 +235,109 @@ async def test_old_jobs_and_their_folders_are_forgotten(parts, settings):
     left = [job.id for job in parts.records.page((), 10)]
     assert left == [ids[3], ids[2], ids[1]]
     assert [settings.folder(job_id).exists() for job_id in ids] == [False, True, True, True]
+
+
+def scheduler_of(parts, settings, folder, least=10) -> Scheduler:
+    """Of a schedule "shop" that is looked at every second."""
+    path = folder / "schedules.toml"
+    path.write_text(
+        f'[[schedule]]\nname = "shop"\nlook_seconds = 1\nmin_new_rows = {least}\n'
+        'settle_seconds = 0\n[schedule.job]\ndata = "log"\nrecipe = "quick"\n'
+    )
+    metrics = TrainerMetrics(worker=False)
+    return Scheduler(path, settings, parts.records, parts.trainer, metrics)
+
+
+def looks(scheduler: Scheduler, since: float, count: int = 3) -> float:
+    """Whole looks, each with its thread; the time after them."""
+    for _ in range(count):
+        scheduler.look(since)
+        for thread in threading.enumerate():
+            if thread.name == "look-shop":
+                thread.join(10)
+        scheduler.look(since)
+        since += 2
+    return since
+
+
+def ended(parts, count: int) -> None:
+    """All jobs end; there have been so many."""
+    found = parts.records.page((), 10)
+    assert len(found) == count
+    for job in found:
+        if job.state.live:
+            parts.records.update(job.id, lambda old: jobs.cancelled(old, 1.0))
+
+
+def day(folder, name: str, users: range) -> None:
+    lines = [f"u{user},i{item},{100 + item}" for user in users for item in range(9)]
+    (folder / f"{name}.csv").write_text("user,item,time\n" + "\n".join(lines) + "\n")
+
+
+async def test_a_schedule_counts_what_comes_also_of_a_window_that_moves(parts, settings, tmp_path):
+    log = tmp_path / "log"
+    log.mkdir()
+    day(log, "1", range(30))
+    scheduler = scheduler_of(parts, settings, tmp_path, least=200)
+    now = looks(scheduler, 0.0)
+    ended(parts, 1)
+    text = (log / "1.csv").read_text().splitlines(keepends=True)
+    (log / "1.csv").write_text("".join(text[:-3]))  # somebody asked to be forgotten
+    now = looks(scheduler, now)
+    ended(parts, 1)
+    day(log, "2", range(30, 60))
+    (log / "1.csv").unlink()
+    now = looks(scheduler, now)
+    ended(parts, 2)
+    # Another beat knows how far the log had grown from the last job.
+    another = scheduler_of(parts, settings, tmp_path, least=200)
+    now = looks(another, now)
+    ended(parts, 2)
+    day(log, "3", range(60, 90))
+    looks(another, now)
+    ended(parts, 3)
+
+
+async def test_a_log_that_hangs_holds_up_nothing_but_its_own_schedule(
+    parts, settings, tmp_path, monkeypatch, caplog
+):
+    hung, read = threading.Event(), Growth.measure
+    monkeypatch.setattr(Growth, "measure", lambda self, path: hung.wait(60) and read(self, path))
+    scheduler = scheduler_of(parts, settings, tmp_path)
+    (tmp_path / "log").mkdir()
+    day(tmp_path / "log", "1", range(30))
+    for now in range(300):
+        scheduler.look(float(now))
+    assert caplog.text.count("a schedule's look takes long") == 1
+    threads = [thread for thread in threading.enumerate() if thread.name == "look-shop"]
+    assert len(threads) == 1 and threads[0].daemon
+    hung.set()
+    threads[0].join(10)
+    scheduler.look(301.0)
+    assert [job.schedule for job in parts.records.page((), 10)] == ["shop"]
+
+
+async def test_the_last_job_of_a_schedule_is_not_forgotten(parts, settings, tmp_path):
+    (tmp_path / "log").mkdir()
+    day(tmp_path / "log", "1", range(30))
+    scheduler = scheduler_of(parts, settings, tmp_path)
+    looks(scheduler, 0.0)
+    ended(parts, 1)
+    for count in (2, 3):
+        await parts.trainer.submit(JOB)
+        ended(parts, count)
+    beat_settings, metrics = BeatSettings(keep_jobs=1), TrainerMetrics(worker=False)
+    reaper = Reaper(beat_settings, parts.records, parts.announcer, metrics)
+    Beat(beat_settings, settings, parts.records, reaper, scheduler, metrics).clean()
+    assert [job.schedule for job in parts.records.page((), 10)] == ["", "shop"]
+
+
+async def test_a_schedules_file_that_is_gone_is_told_of_once(parts, settings, tmp_path, caplog):
+    scheduler = scheduler_of(parts, settings, tmp_path)
+    (tmp_path / "schedules.toml").unlink()
+    for now in range(5):
+        scheduler.look(float(now))
+    assert caplog.text.count("schedules not taken over") == 1
 
 
 def test_a_redis_that_forgets_is_refused(tmp_path):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from forward_ofa.data import DataError
-from services.trainer.growth import Growth, count_rows
+from services.trainer.growth import Growth, count_rows, new_rows
 from services.trainer.schedules import BadSchedules, read_schedules
 from tests.support.parquet import with_zone
 
@@ -84,9 +85,74 @@ def test_a_schedule_is_read(tmp_path: Path):
     (schedule,) = read_schedules(path)
     assert schedule.job.data == str(tmp_path / "log")
     assert schedule.job.settings == {"device_rec.epochs": "3", "warm_start": "false"}
-    assert schedule.due(100, None) and not schedule.due(99, None)
-    assert schedule.due(350, 250) and not schedule.due(349, 250)
-    assert schedule.due(100, 5000)  # a log that was replaced
+
+
+def test_a_log_that_is_not_there_yet_counts_from_the_files_folder_and_a_named_set_is_refused(
+    tmp_path: Path,
+):
+    path = tmp_path / "schedules.toml"
+    path.write_text(GOOD)
+    (schedule,) = read_schedules(path)
+    assert schedule.job.data == str(tmp_path / "log")
+    for name in ("ml-100k", "synthetic"):
+        path.write_text(GOOD.replace('"log"', f'"{name}"'))
+        with pytest.raises(BadSchedules, match=f"{name} is no log that grows"):
+            read_schedules(path)
+        (tmp_path / name).mkdir()
+        assert read_schedules(path)[0].job.data == str(tmp_path / name)
+
+
+def test_rows_that_came_by_two_counts():
+    assert new_rows(0, 100) == 100 and new_rows(250, 350) == 100 and new_rows(5, 5) == 0
+    assert new_rows(2564, 2561) == 0  # some were removed
+    assert new_rows(5000, 100) == 100  # another log
+
+
+def rows(path: Path, count: int) -> Path:
+    path.write_text("1,2,3\n" * count)
+    return path
+
+
+def test_of_a_window_that_moves_what_comes_counts_and_not_what_leaves(tmp_path: Path):
+    growth = Growth()
+    for day in range(3):
+        rows(tmp_path / f"{day}.csv", 50 + day)
+    assert growth.measure(tmp_path).came == 0
+    growth.accept()
+    for day in range(3, 6):
+        rows(tmp_path / f"{day}.csv", 50 + day)
+        (tmp_path / f"{day - 3}.csv").unlink()
+        measure = growth.measure(tmp_path)
+        growth.accept()
+    assert measure.rows == 53 + 54 + 55 and measure.came == 53 + 54 + 55
+    # The oldest is packed, the newest renamed: nothing came.
+    packed = (tmp_path / "3.csv").read_bytes()
+    (tmp_path / "3.csv.gz").write_bytes(gzip.compress(packed))
+    (tmp_path / "3.csv").unlink()
+    (tmp_path / "5.csv").rename(tmp_path / "newest.csv")
+    assert growth.measure(tmp_path) == replace(measure, changed=pytest.approx(0, abs=60))
+
+
+def test_a_file_that_is_written_over_is_not_taken_for_new_while_it_is_short(tmp_path: Path):
+    path, growth = rows(tmp_path / "a.csv", 1000), Growth()
+    growth.measure(path)
+    growth.accept()
+    rows(path, 100)
+    assert growth.measure(path).came == 100  # another log, if it stays so: nobody accepted it
+    rows(path, 1005)
+    assert growth.measure(path).came == 5
+
+
+def test_a_time_in_the_future_settles_by_our_own_clock(tmp_path: Path, monkeypatch):
+    path, growth, clock = rows(tmp_path / "a.csv", 3), Growth(), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    os.utime(path, (time.time() + 1e6, time.time() + 1e6))
+    assert growth.measure(path).changed == 0
+    clock[0] += 30
+    assert growth.measure(path).changed == 30
+    rows(path, 4)
+    os.utime(path, (time.time() + 2e6, time.time() + 2e6))
+    assert growth.measure(path).changed == 0
 
 
 @pytest.mark.parametrize(
@@ -111,6 +177,7 @@ def test_a_schedule_is_read(tmp_path: Path):
         ('data = "log"', 'data = ""', "path is empty"),
         ('data = "log"', 'data = "~nobody-here/log"', "Check the name after ~"),
         ("[[schedule]]", "[schedules]", "only have"),
+        (GOOD, "schedule = 3", "tables, not schedule = 3"),
         ("[[schedule]]", "[[", "cannot be read"),
         ('"device_rec.epochs" = 3', '"device_rec.epochs" = 0', "at least 1"),
         (GOOD, GOOD + GOOD, "same name"),
