@@ -5,8 +5,9 @@ trained to predict the next items by itself (`objectives.retrieval_loss`). The n
 items, h many more, and their errors differ: products of items with `vector + w q(h)` rank better
 than those of either. q(h) is computed once for each network, so a ranking costs D additions more.
 
-Network and query are trained apart, each with its own loss. Trained by one loss on their sum they
-lean on each other and rank no better than the network alone (experiments/LOG.md). w is the one
+Network and query are trained with a loss each; h and the item embeddings, from which both are
+made, learn from the two (unless `MethodConfig.retrieval_apart`). Trained by one loss on their sum
+they lean on each other and rank no better than the network alone (experiments/LOG.md). w is the one
 that ranks the validation split best, in each epoch anew.
 """
 
