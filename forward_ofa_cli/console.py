@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import time
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,8 +21,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 _LOG_WIDTH = 110
+# Control characters, line separators, what turns the direction of writing, half characters.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_NARROWEST_TAIL = 16
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -28,6 +35,42 @@ def console(*, stderr: bool = False) -> Console:
     if not out.is_terminal:  # a log file wraps nothing
         out.width = max(out.width, _LOG_WIDTH)
     return out
+
+
+def printable(text: str) -> str:
+    """For a terminal: a name may hold what moves its cursor or changes its colours, which is
+    shown as it is written in Python, `\\x1b`."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def plain(text: str) -> Text:
+    """What users, logs and services wrote: printable, and nothing in it is markup."""
+    return Text(printable(text))
+
+
+def say(out: Console, text: str) -> None:
+    """A line of `plain`, however long."""
+    out.print(plain(text), soft_wrap=True)
+
+
+class Tail:
+    """`plain` in a cell of a table, cut on its left: a path's end says which file it is."""
+
+    def __init__(self, text: str) -> None:
+        self._text = printable(text)
+
+    def __rich_console__(self, out: Console, options: ConsoleOptions) -> RenderResult:
+        text = self._text
+        if cell_len(text) > options.max_width:
+            text = text[-options.max_width :]
+            while cell_len(text) >= options.max_width:
+                text = text[1:]
+            text = f"…{text}"
+        yield Text(text, no_wrap=True)
+
+    def __rich_measure__(self, out: Console, options: ConsoleOptions) -> Measurement:
+        width = min(cell_len(self._text), options.max_width)
+        return Measurement(min(width, _NARROWEST_TAIL), width)
 
 
 def note(out: Console, text: str) -> None:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Column, Table
 
-from forward_ofa_cli.console import console
+from forward_ofa_cli.console import console, say
 from forward_ofa_cli.errors import CommandError, Exit
-from forward_ofa_cli.jobs_view import JobLines, show_job, summary
+from forward_ofa_cli.jobs_view import JobLines, list_table, show_job, state_of
 from forward_ofa_cli.jobs_view import as_json as _plain
 from forward_ofa_cli.pairs import pairs
 from forward_ofa_cli.trainer_client import DEFAULT_SERVER, Client, Connection
@@ -176,10 +175,7 @@ def list_jobs(
     if not found:
         out.print("No such job. Submit one: forward-ofa jobs submit --data LOG")
         return
-    table = Table(Column("job", no_wrap=True), "state", "data", "submitted", "where it is")
-    for job in found:
-        table.add_row(*summary(job))
-    out.print(table)
+    out.print(list_table(found))
 
 
 @app.command()
@@ -253,7 +249,7 @@ def promote(
 
     request = api.PromoteVersionRequest(version=version, label=label, percent=percent)
     _client(context).call("PromoteVersion", request)
-    console().print(f"Label {label} points at {version}.")
+    say(console(), f"Label {label} points at {version}.")
 
 
 @app.command()
@@ -265,7 +261,7 @@ def rollback(
     from forward_ofa_api.trainer.v1 import trainer_pb2 as api
 
     answer = _client(context).call("RollBackLabel", api.RollBackLabelRequest(label=label))
-    console().print(f"Label {label} points at {answer.version} again.")
+    say(console(), f"Label {label} points at {answer.version} again.")
 
 
 def _done(client: Client, job: api.Job, watch: bool, as_json: bool) -> None:
@@ -273,8 +269,8 @@ def _done(client: Client, job: api.Job, watch: bool, as_json: bool) -> None:
         typer.echo(json.dumps(_plain(job), indent=2))
     elif not watch:
         out = console()
-        out.print(" ".join((f"Job {job.id}:", *summary(job)[1:2])))
-        out.print(f"Follow it: forward-ofa jobs watch {job.id}")
+        say(out, f"Job {job.id}: {state_of(job)}")
+        say(out, f"Follow it: forward-ofa jobs watch {job.id}")
     if watch:
         _watch(client, job.id, quiet=as_json)
 

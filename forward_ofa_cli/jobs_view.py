@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
-from forward_ofa_cli.console import duration
+from forward_ofa_cli.console import Tail, duration, plain, say
 
 if TYPE_CHECKING:
     from forward_ofa_api.trainer.v1 import trainer_pb2 as api
@@ -31,9 +31,13 @@ def state_of(job: api.Job) -> str:
     return "cancelling" if job.cancelling else state
 
 
-def summary(job: api.Job) -> tuple[str, str, str, str, str]:
-    """Id, state, data, time of submission, and the one thing to know about it."""
-    return (job.id, state_of(job), job.parameters.data, moment(job.created_ms), whereabouts(job))
+def list_table(jobs: Iterable[api.Job]) -> Table:
+    """A row for each: id, state, data, time of submission, and the one thing to know about it."""
+    table = Table(Column("job", no_wrap=True), "state", "data", "submitted", "where it is")
+    for job in jobs:
+        submitted, where = moment(job.created_ms), plain(whereabouts(job))
+        table.add_row(plain(job.id), state_of(job), Tail(job.parameters.data), submitted, where)
+    return table
 
 
 def whereabouts(job: api.Job) -> str:
@@ -106,14 +110,14 @@ def show_job(out: Console, job: api.Job) -> None:
     }
     for name, value in rows.items():
         if value:
-            table.add_row(name, escape(value))
+            table.add_row(name, plain(value))
     out.print(table)
     for epoch in job.epochs:
-        out.print(f"  {epoch_line(epoch)}", markup=False, soft_wrap=True)
+        say(out, f"  {epoch_line(epoch)}")
     for name, figure in sorted(job.metrics.items()):
-        out.print(f"  test {name} {figure:.4f}", markup=False)
+        say(out, f"  test {name} {figure:.4f}")
     for event in job.events:
-        out.print(f"  {moment(event.time_ms)}  {event.text}", markup=False, soft_wrap=True)
+        say(out, f"  {moment(event.time_ms)}  {event.text}")
 
 
 class JobLines:
@@ -141,13 +145,10 @@ class JobLines:
         """What is new since the last time."""
         for event in job.events:
             if event.time_ms > self._told:
-                self._say(f"{moment(event.time_ms)}  {event.text}")
+                say(self._out, f"{moment(event.time_ms)}  {event.text}")
         self._told = max((event.time_ms for event in job.events), default=self._told)
         for epoch in job.epochs[self._epochs :]:
-            self._say(f"  {epoch_line(epoch)}")
+            say(self._out, f"  {epoch_line(epoch)}")
         self._epochs = len(job.epochs)
         line = progress_line(job) if job.HasField("progress") else ""
-        self._status.update(escape(f"{state_of(job)}  {line}"))
-
-    def _say(self, text: str) -> None:
-        self._out.print(text, markup=False, soft_wrap=True)
+        self._status.update(plain(f"{state_of(job)}  {line}"))

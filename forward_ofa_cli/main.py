@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperGroup
 
 from forward_ofa_cli import (
@@ -26,6 +26,7 @@ from forward_ofa_cli import (
     trainer,
     versions,
 )
+from forward_ofa_cli.console import printable
 from forward_ofa_cli.errors import MEANING, Exit, explain
 
 _CODES = "  \n".join(f"{code:d}  {text}" for code, text in MEANING.items())
@@ -48,9 +49,9 @@ class Commands(TyperGroup):
             known = explain(error)
             code, text = known or (Exit.FAILED, f"unexpected {type(error).__name__}: {error}")
             hint = "" if known else " (run it again as `forward-ofa --debug ...` for the details)"
-            message = " ".join(text.split())
+            message = printable(" ".join(text.split()))
             Console(stderr=True, highlight=False, soft_wrap=True).print(
-                f"[bold red]error:[/] {escape(message)}{hint}"
+                Text.assemble(("error:", "bold red"), f" {message}{hint}")
             )
             raise typer.Exit(code) from None
 
