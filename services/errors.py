@@ -16,6 +16,10 @@ from enum import StrEnum
 RetryMs = tuple[int, int]
 """(earliest, latest) milliseconds until a retry makes sense."""
 
+MOST_TEXT = 1_000
+"""Bytes of a Fault's text. It travels twice, once percent-encoded, which trebles what is not
+ASCII, and from 8 KiB of metadata on gRPC may refuse an answer."""
+
 
 class Reason(StrEnum):
     """Stable names, `ErrorDetail.reason` on the wire."""
@@ -271,6 +275,14 @@ OUR_FAULT = frozenset(
 do something themselves."""
 
 
+def clipped(text: str, most: int) -> str:
+    """At most `most` bytes of UTF-8; what is cut ends with "..."."""
+    raw = text.encode("utf-8", "replace")  # a file's name may hold what is no UTF-8
+    if len(raw) > most:
+        raw = raw[: most - 3].decode("utf-8", "ignore").encode() + b"..."
+    return raw.decode()
+
+
 class _Fields(dict[str, object]):
     def __missing__(self, key: str) -> str:
         return "?"
@@ -279,9 +291,9 @@ class _Fields(dict[str, object]):
 class Fault(Exception):
     """A failure that callers are told about.
 
-    `fields` fill the catalogue's text. `current_version`: the version to ask for
-    instead, where that is what is wrong. `detail`: for the log only. `retry`:
-    overrides the catalogue's window.
+    `fields` fill the catalogue's text, which is cut after MOST_TEXT.
+    `current_version`: the version to ask for instead, where that is what is wrong.
+    `detail`: for the log only. `retry`: overrides the catalogue's window.
     """
 
     def __init__(
@@ -297,7 +309,8 @@ class Fault(Exception):
         shown = current_version or "none"
         self.reason = reason
         self.status = entry.status
-        self.text = entry.text.format_map(_Fields(fields, current_version=shown)).rstrip(".")
+        whole = entry.text.format_map(_Fields(fields, current_version=shown)).rstrip(".")
+        self.text = clipped(whole, MOST_TEXT)
         self.action = entry.action
         self.retry = retry or entry.retry
         self.current_version = current_version
@@ -310,8 +323,8 @@ class Fault(Exception):
     ) -> Fault:
         """A Fault that another service answered with: its text, as it was rendered there."""
         fault = cls(reason, retry=retry, current_version=current_version)
-        fault.text = text
-        fault.args = (f"{reason}: {text}",)
+        fault.text = clipped(text, MOST_TEXT)
+        fault.args = (f"{reason}: {fault.text}",)
         return fault
 
 
@@ -328,6 +341,8 @@ def as_markdown() -> str:
         "for a message above the server's limit, UNIMPLEMENTED for a method that it does not have,",
         "and CANCELLED for a call beyond `--max-waiting`, when more arrive than can be refused:",
         "treat it as OVERLOADED, and ask again after 1 to 5 seconds, at a random moment.",
+        "",
+        f'A text has {MOST_TEXT} bytes at most; a longer one is cut, and ends with "...".',
         "",
         "Retry: try again at a random moment of this window, in milliseconds; the answer's own",
         "window counts. No window: the same request will fail again.",

@@ -114,7 +114,7 @@ class LabelledRegistry(ABC):
     def label(self, name: str, version: str, percent: float = 0.0) -> None:
         """Raises RegistryError for a bad name or share, and what `open` and `verify` raise."""
         if not is_label(name):
-            raise RegistryError(f"{name!r} is no label: use lower-case letters, digits and -")
+            raise RegistryError(f"{name[:64]!r} is no label: use lower-case letters, digits and -")
         if not _is_share(percent):
             raise RegistryError(f"{percent:g} is no share of the sessions: use 0 to 100 percent")
         if percent and name == STABLE:
@@ -167,7 +167,7 @@ class LabelledRegistry(ABC):
         if label is None:
             there = ", ".join(self.labels()) or "none"
             raise RegistryError(
-                f"there is no label {name!r} in {self.location}; there are: {there}"
+                f"there is no label {name[:64]!r} in {self.location}; there are: {there}"
             )
         return label
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from forward_ofa.model import ForwardOFA
 
 METRICS = ("ndcg@10", "hit@10")
+_LONGEST = 64
 _RULE = re.compile(
     r"(?:(?P<metric>[a-z]+@10)\s*)?(?P<number>[+-]?\d+(?:\.\d+)?)(?P<percent>%?)", re.ASCII
 )
@@ -47,20 +48,20 @@ class Gate:
 def parse_gate(text: str) -> Gate:
     """ "off"; "+2%", "-1%": against stable's value; "+0.002": more; "hit@10 -1%": of another
     metric than ndcg@10. Raises ValueError."""
-    if text == "off":
+    if text.strip() == "off":
         return Gate(closed=False)
-    found = _RULE.fullmatch(text.strip())
+    found = _RULE.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     metric = found and (found["metric"] or METRICS[0])
     if not found or metric not in METRICS:
         raise ValueError(
-            f"gate {text[:64]!r}: use off, a share such as -1% or +2%, or a difference such as "
-            f"+0.002, with one of {', '.join(METRICS)} in front if it is not the first"
+            f"gate {text[:_LONGEST]!r}: use off, a share such as -1% or +2%, or a difference such "
+            f"as +0.002, with one of {', '.join(METRICS)} in front if it is not the first"
         )
     number = float(found["number"])
     relative = bool(found["percent"])
     gain = number / 100 if relative else number
     if abs(gain) > 1:
-        raise ValueError(f"gate {text!r}: more than the whole metric")
+        raise ValueError(f"gate {text.strip()}: more than the whole metric")
     return Gate(metric, gain, relative)
 
 

@@ -30,6 +30,7 @@ from forward_ofa.data import (
 )
 from forward_ofa.values import typed
 from forward_ofa_device.backbones import build
+from services.errors import clipped
 from services.ports import JobParameters
 from services.registry.contract import STABLE, is_label
 from services.trainer.gate import parse_gate
@@ -42,6 +43,7 @@ _FILTER = tuple(field.name for field in dataclasses.fields(FilterChoice))
 _SPLIT = tuple(field.name for field in dataclasses.fields(SplitConfig) if field.name != "by")
 T = TypeVar("T")
 _LONGEST = 4096
+_MOST_NAMED = 400
 
 
 class BadParameters(ValueError):
@@ -60,29 +62,30 @@ def check(parameters: JobParameters, check_bytes: int, cache: Path) -> None:
     if not parameters.data:
         raise BadParameters(
             "data is missing: give the absolute path of a file or folder, the name of a public "
-            f"data set ({', '.join(DATASETS)}), or {SYNTHETIC}"
+            f"data set (`forward-ofa data` lists them), or {SYNTHETIC}"
         )
     configure(parameters, 0)
     _check_rest(parameters)
     _rules(parameters.log)
+    named = clipped(parameters.data, _MOST_NAMED)
     try:
         path = user_path(parameters.data)
         if parameters.data == SYNTHETIC or (parameters.data in DATASETS and not path.exists()):
             return
         if not path.exists():
             raise DataError(
-                f"{parameters.data}: neither a file or folder that this service sees nor a named "
-                f"data set ({', '.join(DATASETS)}). Check the path; it must be absolute."
+                f"{named}: neither a file or folder that this service sees nor a named data set "
+                "(`forward-ofa data` lists them). Check the path; it must be absolute."
             )
         if not path.is_absolute():
-            raise DataError(f"{parameters.data}: give an absolute path, workers start elsewhere.")
+            raise DataError(f"{named}: give an absolute path, workers start elsewhere.")
         locate(parameters.data, cache, None, DATASETS)  # refuses pipes and devices
         if size_of(path) <= check_bytes:
             read(parameters, cache)
     except DataError as error:
         raise BadParameters(str(error)) from error
     except OSError as error:
-        raise BadParameters(f"{parameters.data} cannot be read: {error.strerror}") from error
+        raise BadParameters(f"{named} cannot be read: {error.strerror}") from error
 
 
 def size_of(path: Path) -> int:
@@ -141,12 +144,12 @@ def _check_rest(parameters: JobParameters) -> None:
         if parameters.percent:
             raise BadParameters("percent needs a label: name one, for example canary")
         return
-    if not parameters.publish:
-        raise BadParameters(f"label {parameters.label} needs a version: publish it, or no label")
     if not is_label(parameters.label):
         raise BadParameters(
-            f"{parameters.label!r} is no label: use lower-case letters, digits and -"
+            f"{parameters.label[:64]!r} is no label: use lower-case letters, digits and -"
         )
+    if not parameters.publish:
+        raise BadParameters(f"label {parameters.label} needs a version: publish it, or no label")
     if not 0 <= parameters.percent <= 100 or (parameters.percent and parameters.label == STABLE):
         raise BadParameters(
             "percent is a canary's share of the sessions, 0 to 100; stable gets the rest"

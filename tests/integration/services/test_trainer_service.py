@@ -13,7 +13,7 @@ import pytest
 
 from forward_ofa_api.trainer.v1 import trainer_pb2 as api
 from forward_ofa_api.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
-from services.errors import Fault, Reason
+from services.errors import MOST_TEXT, Fault, Reason
 from services.ports import JobParameters, JobState
 from services.registry.files import FileRegistry
 from services.runtime.access import AccessSettings
@@ -132,6 +132,33 @@ async def test_calls_without_a_worker(service, parts):
     assert (await fault_from(listing)).text == "there is no job state 99"
     roll_back = api.RollBackLabelRequest(label="stable")
     assert await refused(stub.RollBackLabel(roll_back)) is Reason.REGISTRY_REFUSED
+
+
+async def test_an_error_arrives_however_much_it_would_quote(service):
+    _, stub = await service()
+    job = (await stub.SubmitJob(request())).job
+    long = "x" * 30_000
+    wide = "\u6f22" * 4_000
+    calls = {
+        Reason.BAD_JOB: [
+            stub.SubmitJob(request(data="/nowhere/" + wide)),
+            stub.SubmitJob(request(data="/nowhere/" + "x/" * 2_000)),
+            stub.SubmitJob(request(recipe=wide)),
+            stub.SubmitJob(request(label=wide)),
+            stub.ResumeJob(api.ResumeJobRequest(job_id=job.id, gate=long)),
+        ],
+        Reason.REGISTRY_REFUSED: [
+            stub.PromoteVersion(api.PromoteVersionRequest(version="v", label=long)),
+            stub.RollBackLabel(api.RollBackLabelRequest(label=long)),
+        ],
+    }
+    for reason, made in calls.items():
+        for call in made:
+            fault = await fault_from(call)
+            assert fault.reason is reason
+            assert len(fault.text.encode()) <= MOST_TEXT
+    fault = await fault_from(stub.SubmitJob(request(data="/nowhere/log.csv")))
+    assert "`forward-ofa data` lists them" in fault.text and len(fault.text) < 300
 
 
 async def test_logs_that_would_hang_stop_nobody(service, tmp_path):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
+from urllib.parse import quote
 
 import grpc
 import pytest
 
 from forward_ofa_api.types.v1 import types_pb2
-from services.errors import CATALOGUE, Fault, Reason, as_markdown
+from services.errors import CATALOGUE, MOST_TEXT, Fault, Reason, as_markdown, clipped
 from services.wire import fault_from_details, status_details
 
 ROOT = Path(__file__).parents[3]
@@ -96,6 +97,22 @@ def test_a_fault_survives_the_wire(reason):
     for name in ("reason", "status", "text", "action", "retry", "current_version"):
         assert getattr(received, name) == getattr(sent, name)
     assert received.detail == ""
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "漢", "\U0001f600", "\x1b", "\udcff"])
+def test_a_long_text_is_cut_so_that_the_answer_arrives(letter):
+    fault = Fault(Reason.BAD_JOB, problem=letter * 60_000)
+    assert len(fault.text.encode()) <= MOST_TEXT
+    assert fault.text.endswith("...")
+    assert len(quote(fault.text)) + 4 / 3 * len(status_details(fault)) < 6_000
+    received = fault_from_details(status_details(fault))
+    assert received is not None and received.text == fault.text
+
+
+def test_a_text_is_cut_between_characters():
+    assert clipped("漢漢漢", 9) == "漢漢漢"
+    assert clipped("漢漢漢", 8) == "漢..."
+    assert Fault(Reason.BAD_JOB, problem="x").text.endswith(": x")
 
 
 def test_foreign_details_are_no_fault():
