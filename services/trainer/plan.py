@@ -7,7 +7,9 @@ first job, not with this module.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import re
 import typing
 from collections.abc import Mapping
@@ -44,6 +46,7 @@ _SPLIT = tuple(field.name for field in dataclasses.fields(SplitConfig) if field.
 T = TypeVar("T")
 _LONGEST = 4096
 _MOST_NAMED = 400
+_MOST_ENTRIES = 10_000
 
 
 class BadParameters(ValueError):
@@ -57,7 +60,8 @@ class NoDevice(Exception):
 def check(parameters: JobParameters, check_bytes: int, cache: Path) -> None:
     """All that can be known before a job runs. Raises BadParameters.
 
-    check_bytes: logs on disk up to this size are read and filtered. cache: as for `read`.
+    check_bytes: logs on disk up to this size are read and filtered, unless they are of very many
+    files. cache: as for `read`.
     """
     if not parameters.data:
         raise BadParameters(
@@ -80,7 +84,7 @@ def check(parameters: JobParameters, check_bytes: int, cache: Path) -> None:
         if not path.is_absolute():
             raise DataError(f"{named}: give an absolute path, workers start elsewhere.")
         locate(parameters.data, cache, None, DATASETS)  # refuses pipes and devices
-        if size_of(path) <= check_bytes:
+        if not is_larger(path, check_bytes):
             read(parameters, cache)
     except DataError as error:
         raise BadParameters(str(error)) from error
@@ -88,11 +92,23 @@ def check(parameters: JobParameters, check_bytes: int, cache: Path) -> None:
         raise BadParameters(f"{named} cannot be read: {error.strerror}") from error
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
+def is_larger(path: Path, most: int) -> bool:
+    """Whether a file, or all files of a folder, have more than `most` bytes; also if the folder
+    has too many entries to tell soon."""
     if path.is_file():
-        return path.stat().st_size
-    return sum(found.stat().st_size for found in path.rglob("*") if found.is_file())
+        return path.stat().st_size > most
+    left, folders, size = _MOST_ENTRIES, [str(path)], 0
+    while folders:
+        with contextlib.suppress(PermissionError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                left -= 1
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file():
+                    size += entry.stat().st_size
+                if size > most or left < 0:
+                    return True
+    return False
 
 
 def read(parameters: JobParameters, cache: Path) -> SequenceDataset:

@@ -118,6 +118,33 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path):
         plan.check(replace(GOOD, data=str(pipe)), 2**20, tmp_path)
 
 
+def test_a_folder_is_looked_at_until_it_is_known_to_be_large(tmp_path: Path, monkeypatch):
+    below = tmp_path / "log" / "day=1"
+    below.mkdir(parents=True)
+    for number in range(9):
+        (below / f"{number}.csv").write_bytes(b"x" * 10)
+    (below / "gone.csv").symlink_to("nowhere")
+    (below / "back").symlink_to(tmp_path)
+    assert not plan.is_larger(tmp_path, 90)
+    assert plan.is_larger(tmp_path, 89)
+    assert plan.is_larger(below / "0.csv", 9) and not plan.is_larger(below / "0.csv", 10)
+    monkeypatch.setattr(plan, "_MOST_ENTRIES", 13)
+    assert not plan.is_larger(tmp_path, 90)
+    monkeypatch.setattr(plan, "_MOST_ENTRIES", 12)
+    assert plan.is_larger(tmp_path, 90)
+    seen = []
+    look = os.scandir
+
+    def scandir(path):
+        seen.append(path)
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (tmp_path / "large.csv").write_bytes(b"x" * 100)
+    assert plan.is_larger(tmp_path, 99)
+    assert seen == [str(tmp_path)]
+
+
 def test_settings_replace_the_recipes_values():
     settings = {
         "training.epochs": "7", "method.backbone.hidden": "16", "warm_start": "false",
