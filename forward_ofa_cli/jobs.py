@@ -166,8 +166,7 @@ def list_jobs(
     if unknown:
         raise CommandError(f"--state is one of {', '.join(_STATES)}", Exit.USAGE)
     states = [api.JobState.Value(f"JOB_STATE_{name.upper()}") for name in state or ()]
-    request = api.ListJobsRequest(states=states, limit=limit)
-    found = _client(context).call("ListJobs", request).jobs
+    found = _listed(_client(context), states, limit)
     if as_json:
         typer.echo(json.dumps([_plain(job) for job in found], indent=2))
         return
@@ -262,6 +261,23 @@ def rollback(
 
     answer = _client(context).call("RollBackLabel", api.RollBackLabelRequest(label=label))
     say(console(), f"Label {label} points at {answer.version} again.")
+
+
+def _listed(client: Client, states: list[api.JobState.ValueType], limit: int) -> list[api.Job]:
+    """The newest ones; an answer may hold fewer than it was asked for, and more follow."""
+    from forward_ofa_api.trainer.v1 import trainer_pb2 as api
+
+    found: list[api.Job] = []
+    while len(found) < limit:
+        before = found[-1].id if found else ""
+        request = api.ListJobsRequest(
+            states=states, limit=limit - len(found), before_job_id=before
+        )  # fmt: skip
+        page = client.call("ListJobs", request).jobs
+        if not page:
+            break
+        found += page
+    return found
 
 
 def _done(client: Client, job: api.Job, watch: bool, as_json: bool) -> None:

@@ -114,7 +114,7 @@ class LocalTrainer:
             raise Fault(Reason.BAD_JOB, problem=error) from error
 
         def work() -> Job:
-            job = self._records.update(job_id, lambda job: jobs.resumed(job, gate, now))
+            job = self._records.update(job_id, lambda job: jobs.resumed(job, gate.strip(), now))
             self._announce(job)
             return job
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import itertools
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import grpc
@@ -19,6 +20,8 @@ _BY_NUMBER = {number: state for state, number in _STATES.items()}
 _TEXTS = ("recipe", "backbone", "system", "device", "gate")
 _LONGEST = 4096
 _MOST_PAIRS = 200
+# Below the 4 MiB that gRPC's clients take unless told otherwise.
+_PAGE_BYTES = 3 * 2**20
 
 
 class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
@@ -45,7 +48,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         except KeyError as error:
             raise Fault(Reason.UNKNOWN_JOB_STATE, state=error) from error
         found = await self._trainer.page(states, request.limit, request.before_job_id)
-        return api.ListJobsResponse(jobs=[job_message(job, whole=False) for job in found])
+        return _list_message(found)
 
     async def WatchJob(
         self, request: api.WatchJobRequest, context: _Context
@@ -83,18 +86,25 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
 
 def read_parameters(message: api.JobParameters) -> JobParameters:
-    """What is left out has its default. Raises Fault TOO_LARGE; sense is checked later."""
-    for pairs in (message.log, message.settings):
-        if len(pairs) > _MOST_PAIRS:
+    """What is left out has its default; settings and gate lose the blanks around them. Raises Fault
+    TOO_LARGE, and BAD_JOB for a setting given twice; other sense is checked later."""
+    for given_map in (message.log, message.settings):
+        if len(given_map) > _MOST_PAIRS:
             raise Fault(Reason.TOO_LARGE, field="a map of parameters", limit=_MOST_PAIRS)
     given = {name: getattr(message, name) for name in _TEXTS if getattr(message, name)}
-    texts = (message.data, message.label, *given.values())
+    pairs = (*message.log.items(), *message.settings.items())
+    texts = (message.data, message.label, *given.values(), *itertools.chain(*pairs))
     if max(map(len, texts)) > _LONGEST:
         raise Fault(Reason.TOO_LARGE, field="a parameter", limit=_LONGEST)
+    if "gate" in given:
+        given["gate"] = given["gate"].strip()
+    settings = {name.strip(): value.strip() for name, value in message.settings.items()}
+    if len(settings) < len(message.settings):
+        raise Fault(Reason.BAD_JOB, problem="settings differ only by blanks around their names")
     return JobParameters(
         data=message.data,
         log=dict(message.log),
-        settings=dict(message.settings),
+        settings=settings,
         publish=not message.no_publish,
         label=message.label,
         percent=message.percent,
@@ -141,6 +151,18 @@ def job_message(job: Job, *, whole: bool = True) -> api.Job:
         message.epochs.extend(_epoch_message(record) for record in job.epochs)
         message.events.extend(api.JobEvent(time_ms=_ms(e.time), text=e.text) for e in job.events)
     return message
+
+
+def _list_message(found: Sequence[Job]) -> api.ListJobsResponse:
+    """The first of them, at least one, that an ordinary client can read."""
+    answer, left = api.ListJobsResponse(), _PAGE_BYTES
+    for job in found:
+        message = job_message(job, whole=False)
+        left -= message.ByteSize()
+        if left < 0 and answer.jobs:
+            break
+        answer.jobs.append(message)
+    return answer
 
 
 def _parameters_message(parameters: JobParameters) -> api.JobParameters:

@@ -134,7 +134,7 @@ class JobParameters(_message.Message):
     """What the version must reach on the validation split of this log, against
     the version labelled stable on the same split: "off", a share such as "-1%"
     or "+2%", or a difference such as "+0.002"; "hit@10 -1%" for another metric
-    than NDCG@10. Empty: "-1%".
+    than NDCG@10. At most 64 characters. Empty: "-1%".
     """
     label: _builtins.str
     """A label that points at the version once it is published. Empty: none."""
@@ -150,7 +150,8 @@ class JobParameters(_message.Message):
     @_builtins.property
     def settings(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Single values of the configuration in place of the recipe's, by dotted
-        name, for example "device_rec.epochs" or "method.backbone.blocks".
+        name, for example "device_rec.epochs" or "method.backbone.blocks". Blanks
+        around names and values, and around the gate, are left out.
         """
 
     def __init__(
@@ -650,7 +651,9 @@ class ListJobsResponse(_message.Message):
     JOBS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]:
-        """Newest first, without epochs and events."""
+        """Newest first, without epochs and events. Fewer than asked for if they would
+        have more than 3 MiB; only an empty page is the end.
+        """
 
     def __init__(
         self,

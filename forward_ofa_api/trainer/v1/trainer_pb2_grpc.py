@@ -110,7 +110,8 @@ class TrainerServiceServicer:
         Errors: INVALID_ARGUMENT for parameters that cannot work: an unknown
         recipe, setting or system, a log that is not there, is damaged, or of which
         the filter leaves nothing; RESOURCE_EXHAUSTED when too many jobs live, when
-        too many submissions are being checked, or when a check takes too long.
+        too many submissions are being checked, when a check takes too long, or for
+        a text of more than 4,096 characters or a map of more than 200 entries.
         Nothing is queued then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -49,7 +49,8 @@ class TrainerServiceStub:
     Errors: INVALID_ARGUMENT for parameters that cannot work: an unknown
     recipe, setting or system, a log that is not there, is damaged, or of which
     the filter leaves nothing; RESOURCE_EXHAUSTED when too many jobs live, when
-    too many submissions are being checked, or when a check takes too long.
+    too many submissions are being checked, when a check takes too long, or for
+    a text of more than 4,096 characters or a map of more than 200 entries.
     Nothing is queued then.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]
@@ -122,7 +123,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     Errors: INVALID_ARGUMENT for parameters that cannot work: an unknown
     recipe, setting or system, a log that is not there, is damaged, or of which
     the filter leaves nothing; RESOURCE_EXHAUSTED when too many jobs live, when
-    too many submissions are being checked, or when a check takes too long.
+    too many submissions are being checked, when a check takes too long, or for
+    a text of more than 4,096 characters or a map of more than 200 entries.
     Nothing is queued then.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]  # type: ignore[assignment]
@@ -198,7 +200,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_ARGUMENT for parameters that cannot work: an unknown
         recipe, setting or system, a log that is not there, is damaged, or of which
         the filter leaves nothing; RESOURCE_EXHAUSTED when too many jobs live, when
-        too many submissions are being checked, or when a check takes too long.
+        too many submissions are being checked, when a check takes too long, or for
+        a text of more than 4,096 characters or a map of more than 200 entries.
         Nothing is queued then.
         """
 

@@ -14,7 +14,7 @@ import pytest
 from forward_ofa_api.trainer.v1 import trainer_pb2 as api
 from forward_ofa_api.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from services.errors import MOST_TEXT, Fault, Reason
-from services.ports import JobParameters, JobState
+from services.ports import Job, JobParameters, JobState
 from services.registry.files import FileRegistry
 from services.runtime.access import AccessSettings
 from services.runtime.settings import ServerSettings, SettingsError
@@ -159,6 +159,47 @@ async def test_an_error_arrives_however_much_it_would_quote(service):
             assert len(fault.text.encode()) <= MOST_TEXT
     fault = await fault_from(stub.SubmitJob(request(data="/nowhere/log.csv")))
     assert "`forward-ofa data` lists them" in fault.text and len(fault.text) < 300
+
+
+async def test_what_is_stored_of_a_job_is_bounded(service):
+    _, stub = await service()
+    blanks = " " * 5_000
+    for bad in (
+        request(settings={"training.epochs": f"{blanks}2"}),
+        request(settings={f"training.epochs{blanks}": "2"}),
+        request(log={blanks: "2"}),
+        request(gate=f"+1%{blanks}"),
+    ):
+        assert await refused(stub.SubmitJob(bad)) is Reason.TOO_LARGE
+    for bad in (request(gate=f"+{'1' * 100}%"), request(gate=" "),
+                request(settings={"training.epochs": "2", "training.epochs ": "3"})):  # fmt: skip
+        assert await refused(stub.SubmitJob(bad)) is Reason.BAD_JOB
+    sent = request(settings={" training.epochs ": " 2 "}, gate=" off ")
+    job = (await stub.SubmitJob(sent)).job
+    assert dict(job.parameters.settings) == {"training.epochs": "2"}
+    assert job.parameters.gate == "off"
+    await stub.CancelJob(api.CancelJobRequest(job_id=job.id))
+    for bad in (" ", f"+1%{blanks}"):
+        call = stub.ResumeJob(api.ResumeJobRequest(job_id=job.id, gate=bad))
+        assert await refused(call) is Reason.BAD_JOB
+    call = stub.ResumeJob(api.ResumeJobRequest(job_id=job.id, gate=" +1% "))
+    assert (await call).job.parameters.gate == "+1%"
+
+
+async def test_an_ordinary_client_can_read_each_page(service, parts):
+    _, stub = await service()
+    wide = {f"{n}": "x" * 4_096 for n in range(120)}
+    for n in range(18):
+        job = Job(jobs.new_id(1e9 + n), JobParameters("synthetic", log=wide), created=1e9 + n)
+        parts.records.add(job, 100)
+    pages, before = [], ""
+    while not pages or pages[-1]:
+        answer = await stub.ListJobs(api.ListJobsRequest(before_job_id=before))
+        pages.append([job.id for job in answer.jobs])
+        before = pages[-1][-1] if pages[-1] else ""
+    told = [job_id for page in pages for job_id in page]
+    assert told == sorted(told, reverse=True) and len(set(told)) == len(told) == 18
+    assert len(pages) == 4
 
 
 async def test_logs_that_would_hang_stop_nobody(service, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -36,7 +37,9 @@ class Answers:
     def call(self, method: str, request):
         if method == "RollBackLabel":
             return api.RollBackLabelResponse(version=NASTY)
-        return api.ListJobsResponse(jobs=[self.job]) if method == "ListJobs" else self
+        if method == "ListJobs":
+            return api.ListJobsResponse(jobs=[] if request.before_job_id else [self.job])
+        return self
 
     def watch(self, request):
         yield self
@@ -66,6 +69,20 @@ def test_names_are_shown_and_not_obeyed(cli, answers, arguments):
     assert result.exit_code == (1 if arguments[0] == "watch" else 0), result.output
     assert "\x1b" not in result.output and "\u202e" not in result.output
     assert arguments[0] == "cancel" or SHOWN in result.output
+
+
+def test_the_list_goes_on_after_a_short_page(cli, monkeypatch):
+    class Pages:
+        def call(self, method: str, request):
+            first = int(request.before_job_id or 9) - 1
+            return api.ListJobsResponse(
+                jobs=[api.Job(id=str(n)) for n in range(first, 0, -1)][: min(3, request.limit)]
+            )
+
+    monkeypatch.setattr(jobs, "_client", lambda context: Pages())
+    for limit, last in ((20, 1), (8, 1), (7, 2), (3, 6)):
+        listed = json.loads(cli("jobs", "list", "--limit", limit, "--json").stdout)
+        assert [job["id"] for job in listed] == [str(n) for n in range(8, last - 1, -1)]
 
 
 def test_errors_are_shown_and_not_obeyed(cli):
