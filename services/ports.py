@@ -225,7 +225,8 @@ class Job:
     epoch further. beats: signs of life. cancelling: somebody wants it to stop.
     committed: it is being published, nothing stops it now. epochs: one record an epoch, as
     `forward-ofa train` prints them, with its stage. metrics: of the report, test split.
-    submission: the caller's own id.
+    submission: the caller's own id. submitted_gate: the gate that came with it, which resuming
+    does not change; None: a record of before this was kept.
     schedule: its name; rows: interactions of the log when the schedule submitted it.
     retry_of: the job whose parameters these are.
     """
@@ -255,13 +256,15 @@ class Job:
     schedule: str = ""
     rows: int = 0
     retry_of: str = ""
+    submitted_gate: str | None = None
 
 
 class Trainer(Protocol):
     """Training as a service: jobs that outlive their workers. All raise Fault."""
 
     async def submit(self, parameters: JobParameters, submission: str = "") -> Job:
-        """Checked before anything is queued. With the same `submission` again: the same job."""
+        """Checked before anything is queued. With the same `submission` again: the same job, or
+        Fault BAD_JOB if it was not submitted like this."""
 
     async def get(self, job_id: str) -> Job: ...
 
@@ -278,7 +281,7 @@ class Trainer(Protocol):
         own; "": as it was."""
 
     async def retry(self, job_id: str, submission: str = "") -> Job:
-        """A new job with the same parameters, from the start."""
+        """A new job with the same parameters, from the start. submission: as for `submit`."""
 
     async def label(self, label: str, version: str, percent: float) -> None:
         """Let a label of the registry point at a version."""

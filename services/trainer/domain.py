@@ -7,7 +7,6 @@ import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 from services.errors import Fault, Reason
@@ -41,8 +40,7 @@ class LocalTrainer:
     async def submit(self, parameters: JobParameters, submission: str = "") -> Job:
         """Raises Fault BAD_JOB, UNCHECKED_JOB, TOO_MANY_JOBS or QUEUE_UNAVAILABLE; nothing is
         queued then."""
-        if submission and not _SUBMISSION.fullmatch(submission):
-            raise Fault(Reason.BAD_JOB, problem="a submission id is 8 to 64 of A-Z a-z 0-9 _ -")
+        _check_submission(submission)
         await self._checks.check(parameters)
         return await self._ask(lambda: self.enqueue(parameters, submission=submission))
 
@@ -51,19 +49,19 @@ class LocalTrainer:
         rows: int = 0, retry_of: str = "",
     ) -> Job:  # fmt: skip
         """A new job of checked parameters; blocking. Raises RecordsUnavailable, TooManyJobs,
-        Fault BAD_JOB for the submission id of a job of other parameters."""
+        Fault BAD_JOB for the submission id of another job (see `jobs.asked_alike`)."""
         now = time.time()
         job = Job(
             jobs.new_id(now), parameters, now, queued=now, submission=submission,
-            schedule=schedule, rows=rows, retry_of=retry_of,
+            schedule=schedule, rows=rows, retry_of=retry_of, submitted_gate=parameters.gate,
         )  # fmt: skip
         kept = self._records.add(jobs.noted(job, now, "submitted"), self._settings.max_jobs)
         if kept.id == job.id:
             self._announce(kept)
-        elif replace(kept.parameters, gate=parameters.gate) != parameters:  # resuming may change it
+        elif submission and not jobs.asked_alike(kept, job):
             raise Fault(
                 Reason.BAD_JOB,
-                problem=f"job {kept.id} of other parameters has this submission id: give another",
+                problem=f"job {kept.id} has this submission id, and is another one: give another",
             )
         return kept
 
@@ -122,6 +120,7 @@ class LocalTrainer:
 
     async def retry(self, job_id: str, submission: str = "") -> Job:
         """Raises Fault as `submit`, and UNKNOWN_JOB or JOB_STATE."""
+        _check_submission(submission)
         old = await self.get(job_id)
         if old.state.live:
             raise Fault(Reason.JOB_STATE, problem=f"job {job_id} is {old.state}: cancel it first")
@@ -162,3 +161,8 @@ class LocalTrainer:
             raise Fault(Reason.JOB_STATE, problem=error) from error
         except RegistryError as error:
             raise Fault(Reason.REGISTRY_REFUSED, problem=error) from error
+
+
+def _check_submission(submission: str) -> None:
+    if submission and not _SUBMISSION.fullmatch(submission):
+        raise Fault(Reason.BAD_JOB, problem="a submission id is 8 to 64 of A-Z a-z 0-9 _ -")

@@ -44,6 +44,16 @@ def new_id(now: float) -> str:
     return f"{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
 
+def asked_alike(kept: Job, job: Job) -> bool:
+    """Whether a job that was kept is the one that is asked for again: a retry of the same job, or
+    submitted with the same parameters."""
+    if kept.retry_of or job.retry_of:
+        return kept.retry_of == job.retry_of
+    gates = (None, job.submitted_gate)
+    same = replace(kept.parameters, gate=job.parameters.gate)  # resuming may have changed it
+    return same == job.parameters and kept.submitted_gate in gates
+
+
 def noted(job: Job, now: float, text: str) -> Job:
     """With one more line of history."""
     return replace(job, events=(*job.events, JobEvent(now, text))[-_MOST_EVENTS:])

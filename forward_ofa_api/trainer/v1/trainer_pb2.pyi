@@ -520,7 +520,8 @@ class SubmitJobRequest(_message.Message):
     submission_id: _builtins.str
     """The caller's own id, 8 to 64 of A-Z a-z 0-9 _ -: the same id again, for
     example after a lost answer, gives the same job and makes no second one;
-    with other parameters it is refused (BAD_JOB).
+    with other parameters than that job was submitted with, or if it is a retry,
+    it is refused (BAD_JOB).
     """
     @_builtins.property
     def parameters(self) -> Global___JobParameters:
@@ -823,7 +824,9 @@ class RetryJobRequest(_message.Message):
     job_id: _builtins.str
     """Whose parameters. Required."""
     submission_id: _builtins.str
-    """As in SubmitJobRequest."""
+    """As in SubmitJobRequest; refused (BAD_JOB) if it is that of a job which is no
+    retry of this one.
+    """
     def __init__(
         self,
         *,

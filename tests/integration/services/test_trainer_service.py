@@ -7,6 +7,7 @@ import asyncio
 import os
 import threading
 import time
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -159,6 +160,37 @@ async def test_an_error_arrives_however_much_it_would_quote(service):
             assert len(fault.text.encode()) <= MOST_TEXT
     fault = await fault_from(stub.SubmitJob(request(data="/nowhere/log.csv")))
     assert "`forward-ofa data` lists them" in fault.text and len(fault.text) < 300
+
+
+async def test_a_submission_id_is_of_one_job_as_it_was_submitted(service, parts):
+    _, stub = await service()
+    first = (await stub.SubmitJob(request("mine-1234", gate="-1%"))).job
+    assert await refused(stub.SubmitJob(request("mine-1234", gate="+5%"))) is Reason.BAD_JOB
+    await stub.CancelJob(api.CancelJobRequest(job_id=first.id))
+    await stub.ResumeJob(api.ResumeJobRequest(job_id=first.id, gate="off"))
+    assert (await stub.SubmitJob(request("mine-1234"))).job.id == first.id
+    assert await refused(stub.SubmitJob(request("mine-1234", gate="off"))) is Reason.BAD_JOB
+    # A record of before the gate was kept apart.
+    parts.records.update(first.id, lambda job: replace(job, submitted_gate=None))
+    assert (await stub.SubmitJob(request("mine-1234", gate="+5%"))).job.id == first.id
+
+
+async def test_a_retry_has_a_submission_id_of_its_own(service):
+    _, stub = await service()
+    first = (await stub.SubmitJob(request("mine-1234"))).job
+    other = (await stub.SubmitJob(request("mine-5678"))).job
+    await stub.CancelJob(api.CancelJobRequest(job_id=first.id))
+    await stub.CancelJob(api.CancelJobRequest(job_id=other.id))
+
+    def retry(job: str, submission: str):
+        return stub.RetryJob(api.RetryJobRequest(job_id=job, submission_id=submission))
+
+    for bad in ("x", "mine 1234", "x" * 65, "mine-1234", "mine-5678"):
+        assert await refused(retry(first.id, bad)) is Reason.BAD_JOB
+    again, same = [(await retry(first.id, "again-1234")).job for _ in range(2)]
+    assert again.id == same.id != first.id and again.retry_of == first.id
+    assert await refused(retry(other.id, "again-1234")) is Reason.BAD_JOB
+    assert await refused(stub.SubmitJob(request("again-1234"))) is Reason.BAD_JOB
 
 
 async def test_what_is_stored_of_a_job_is_bounded(service):

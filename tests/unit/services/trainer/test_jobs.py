@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -130,3 +131,10 @@ def test_history_is_bounded():
         job = jobs.noted(job, float(number), "something")
     assert len(job.events) == 50
     assert len(jobs.to_json(job)) < 10_000
+
+
+def test_a_record_of_before_the_gate_was_kept_apart_is_read():
+    raw = json.loads(jobs.to_json(Job("j1", JobParameters("synthetic"), 1.0, submitted_gate="-1%")))
+    assert jobs.from_json(json.dumps(raw)).submitted_gate == "-1%"
+    del raw["submitted_gate"]
+    assert jobs.from_json(json.dumps(raw)).submitted_gate is None
