@@ -53,6 +53,7 @@ class Reason(StrEnum):
     UNKNOWN_JOB = "UNKNOWN_JOB"
     UNCHECKED_JOB = "UNCHECKED_JOB"
     UNKNOWN_JOB_STATE = "UNKNOWN_JOB_STATE"
+    BAD_PAGE = "BAD_PAGE"
     JOB_STATE = "JOB_STATE"
     TOO_MANY_JOBS = "TOO_MANY_JOBS"
     QUEUE_UNAVAILABLE = "QUEUE_UNAVAILABLE"
@@ -228,6 +229,11 @@ CATALOGUE: Mapping[Reason, Entry] = {
         "INVALID_ARGUMENT",
         "there is no job state {state}",
         "List by the numbers of JobState; no states mean all jobs.",
+    ),
+    Reason.BAD_PAGE: Entry(
+        "INVALID_ARGUMENT",
+        "there is no page to go on from: {problem}",
+        "Send the id of the last job of the page before; none means from the newest.",
     ),
     Reason.JOB_STATE: Entry(
         "FAILED_PRECONDITION",

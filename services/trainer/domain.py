@@ -79,7 +79,12 @@ class LocalTrainer:
     async def page(
         self, states: Sequence[JobState] = (), limit: int = 50, before: str = ""
     ) -> Sequence[Job]:
-        """Raises Fault QUEUE_UNAVAILABLE. limit: 0 or too many means _MOST_LISTED."""
+        """Raises Fault BAD_PAGE or QUEUE_UNAVAILABLE. limit: 0 or too many means _MOST_LISTED."""
+        try:
+            if before:
+                jobs.second_of(before)
+        except ValueError as error:
+            raise Fault(Reason.BAD_PAGE, problem=error) from error
         count = min(limit or _MOST_LISTED, _MOST_LISTED)
         return await self._ask(lambda: self._records.page(states, count, before))
 

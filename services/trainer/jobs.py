@@ -10,8 +10,10 @@ the job, the old one is told so by `Superseded` and stops.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,6 +31,7 @@ from services.ports import (
 )
 
 _MOST_EVENTS, _MOST_EPOCHS = 50, 500
+_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
 
 
 class Superseded(Exception):
@@ -42,6 +45,15 @@ class Conflict(Exception):
 def new_id(now: float) -> str:
     """Of a job and of the version that it will publish; sorts by time."""
     return f"{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
+
+
+def second_of(job_id: str) -> int:
+    """When a job of this id was made, to the second. Raises ValueError for what is no such id."""
+    with contextlib.suppress(ValueError):  # a thirteenth month
+        if _ID.fullmatch(job_id):
+            made = datetime.strptime(job_id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+            return int(made.timestamp())
+    raise ValueError(f"{job_id[:64]!r} is no job's id")
 
 
 def asked_alike(kept: Job, job: Job) -> bool:

@@ -23,7 +23,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from services.ports import Job, JobState
-from services.trainer.jobs import from_json, to_json
+from services.trainer.jobs import from_json, second_of, to_json
 
 _PREFIX = "forward-ofa:jobs:"
 _IDS, _LIVE = f"{_PREFIX}ids", f"{_PREFIX}live"
@@ -62,7 +62,8 @@ class Records(Protocol):
         `change` raises."""
 
     def page(self, states: Sequence[JobState], limit: int, before: str = "") -> list[Job]:
-        """Newest first; no states: all."""
+        """Newest first; no states: all. before: only older jobs; if it is forgotten, those of its
+        second too. Raises ValueError for a `before` that is no job's id."""
 
     def live(self) -> list[Job]:
         """All that are queued or running."""
@@ -146,8 +147,7 @@ class RedisRecords:
     def page(self, states: Sequence[JobState], limit: int, before: str = "") -> list[Job]:
         found: list[Job] = []
         with _reaching():
-            rank = self._client.zrevrank(_IDS, before) if before else None
-            start = 0 if rank is None else rank + 1
+            start = self._after(before) if before else 0
             while len(found) < limit:
                 ids = self._client.zrevrange(_IDS, start, start + _PAGE - 1)
                 jobs = self._many(ids)
@@ -156,6 +156,14 @@ class RedisRecords:
                 if len(ids) < _PAGE:
                     break
         return found[:limit]
+
+    def _after(self, before: str) -> int:
+        """How many jobs are passed over to go on after this one."""
+        rank = self._client.zrevrank(_IDS, before)
+        if rank is not None:
+            return int(rank) + 1
+        # Forgotten between two pages. Its second is all that is known: rather twice than never.
+        return int(self._client.zcount(_IDS, second_of(before) + 1, "+inf"))
 
     def live(self) -> list[Job]:
         with _reaching():

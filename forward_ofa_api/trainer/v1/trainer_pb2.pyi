@@ -623,7 +623,10 @@ class ListJobsRequest(_message.Message):
     limit: _builtins.int
     """Jobs at most. 0: as many as the server gives."""
     before_job_id: _builtins.str
-    """The last job of the page before. Empty: from the newest."""
+    """The last job of the page before. Empty: from the newest. If it has been
+    forgotten since, the page goes on from its second, so that jobs of that
+    second may come twice.
+    """
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
         """Only jobs in these states. Empty: all."""

@@ -130,7 +130,8 @@ class TrainerServiceServicer:
     def ListJobs(self, request, context):
         """Jobs, newest first, a page at a time.
 
-        Errors: INVALID_ARGUMENT for a state that is none.
+        Errors: INVALID_ARGUMENT for a state that is none, or a `before_job_id` that
+        is no job's id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,7 +61,8 @@ class TrainerServiceStub:
     ListJobs: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListJobsRequest, _trainer_pb2.ListJobsResponse]
     """Jobs, newest first, a page at a time.
 
-    Errors: INVALID_ARGUMENT for a state that is none.
+    Errors: INVALID_ARGUMENT for a state that is none, or a `before_job_id` that
+    is no job's id.
     """
     WatchJob: _grpc.UnaryStreamMultiCallable[_trainer_pb2.WatchJobRequest, _trainer_pb2.WatchJobResponse]
     """The job now, and after each change that is seen (three looks a second),
@@ -135,7 +136,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     ListJobs: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListJobsRequest, _trainer_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Jobs, newest first, a page at a time.
 
-    Errors: INVALID_ARGUMENT for a state that is none.
+    Errors: INVALID_ARGUMENT for a state that is none, or a `before_job_id` that
+    is no job's id.
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_trainer_pb2.WatchJobRequest, _trainer_pb2.WatchJobResponse]  # type: ignore[assignment]
     """The job now, and after each change that is seen (three looks a second),
@@ -224,7 +226,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trainer_pb2.ListJobsResponse, _abc.Awaitable[_trainer_pb2.ListJobsResponse]]:
         """Jobs, newest first, a page at a time.
 
-        Errors: INVALID_ARGUMENT for a state that is none.
+        Errors: INVALID_ARGUMENT for a state that is none, or a `before_job_id` that
+        is no job's id.
         """
 
     @_abc_1.abstractmethod

@@ -87,6 +87,22 @@ def test_pages_are_newest_first(records):
     assert [found.id for found in records.page((JobState.CANCELLED,), 9)] == ["j4", "j2"]
 
 
+def test_pages_go_on_after_a_job_that_was_forgotten(records):
+    made = [1e9, 1e9 + 1.2, 1e9 + 1.7, 1e9 + 2]
+    ids = [jobs.new_id(moment) for moment in made]
+    for job_id, moment in zip(ids, made, strict=True):
+        records.add(Job(job_id, JobParameters("synthetic"), created=moment), 10)
+        records.update(job_id, lambda found: jobs.cancelled(found, 2.0))
+    assert [found.id for found in records.page((), 9, ids[2])] == [ids[1], ids[0]]
+    records.remove(ids[2])
+    assert [found.id for found in records.page((), 9, ids[2])] == [ids[1], ids[0]]
+    records.remove(ids[0])
+    assert [found.id for found in records.page((), 9, ids[0])] == []
+    for rubbish in ("none", "20010909-014640-xxxxxxxx", "20019909-014640-00000000"):
+        with pytest.raises(ValueError, match="no job's id"):
+            records.page((), 9, rubbish)
+
+
 def test_changes_of_many_at_once_are_all_made(records):
     records.add(job("j1"), 10)
 

@@ -131,6 +131,9 @@ async def test_calls_without_a_worker(service, parts):
         assert "the registry has no version" in fault.text
     listing = stub.ListJobs(api.ListJobsRequest(states=[99]))
     assert (await fault_from(listing)).text == "there is no job state 99"
+    for rubbish in ("none", "\x00", "20269999-999999-00000000"):
+        listing = stub.ListJobs(api.ListJobsRequest(before_job_id=rubbish))
+        assert await refused(listing) is Reason.BAD_PAGE
     roll_back = api.RollBackLabelRequest(label="stable")
     assert await refused(stub.RollBackLabel(roll_back)) is Reason.REGISTRY_REFUSED
 
