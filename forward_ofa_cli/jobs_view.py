@@ -33,7 +33,8 @@ def state_of(job: api.Job) -> str:
 
 def list_table(jobs: Iterable[api.Job]) -> Table:
     """A row for each: id, state, data, time of submission, and the one thing to know about it."""
-    table = Table(Column("job", no_wrap=True), "state", "data", "submitted", "where it is")
+    where_it_is = Column("where it is", overflow="fold")
+    table = Table(Column("job", no_wrap=True), "state", "data", "submitted", where_it_is)
     for job in jobs:
         submitted, where = moment(job.created_ms), plain(whereabouts(job))
         table.add_row(plain(job.id), state_of(job), Tail(job.parameters.data), submitted, where)
@@ -87,7 +88,8 @@ def moment(milliseconds: int) -> str:
 
 def show_job(out: Console, job: api.Job) -> None:
     """Everything about it."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    columns = Column(no_wrap=True), Column(overflow="fold")
+    table = Table(*columns, show_header=False, box=None, padding=(0, 2, 0, 0))
     parameters = job.parameters
     chosen = {**parameters.settings, **parameters.log}
     rows = {

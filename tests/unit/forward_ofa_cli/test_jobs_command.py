@@ -113,4 +113,13 @@ def test_a_long_path_keeps_its_end(name):
     Console(file=told, width=110).print(list_table([job]))
     assert name in told.getvalue() and "…" in told.getvalue()
     assert all(len(line) <= 110 for line in told.getvalue().splitlines())
-    show_job(Console(file=told, width=110), job)
+
+
+def test_one_job_is_shown_whole():
+    job = nasty_job()
+    job.parameters.data = f"/very/long/{'folder/' * 40}shop.csv"
+    told = io.StringIO()
+    show_job(Console(file=told, width=60), job)
+    assert "…" not in told.getvalue()
+    shown = "".join(line.strip() for line in told.getvalue().splitlines())
+    assert job.parameters.data in shown
