@@ -10,9 +10,18 @@ from pathlib import Path
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     """Replaces a file in one step and waits for the disk: readers see the old text or the new.
 
-    mode: who may read it; everybody unless it says otherwise. Raises OSError; nothing is left
-    behind then.
+    mode: who may read it; everybody unless it says otherwise. Raises OSError, which names `path`;
+    nothing is left behind then.
     """
+    try:
+        _write_beside(path, text, mode)
+    except OSError as error:
+        # Nobody knows the temporary file, and it is gone.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    sync_folder(path.parent)
+
+
+def _write_beside(path: Path, text: str, mode: int) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "w") as stream:
@@ -24,7 +33,6 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:

@@ -76,8 +76,8 @@ class TrainerMetrics:
         """Redis took a sign of life."""
         self._heartbeat = time.monotonic()
 
-    def ended(self, job: Job, now: float) -> None:
-        """A job came to its end here."""
+    def ended(self, job: Job, now: float, *, published: bool) -> None:
+        """A job came to its end here. published: its version is new."""
         reason = job.failure.reason if job.failure else ""
         self._ended.labels(str(job.state), reason).inc()
         self._seconds.labels(str(job.state)).observe(max(0.0, now - job.started))
@@ -85,7 +85,7 @@ class TrainerMetrics:
             self._margin.set(job.verdict.candidate - job.verdict.required)
             for of in ("candidate", "stable", "required"):
                 self._judged.labels(of).set(getattr(job.verdict, of))
-        if job.version:
+        if published:
             self._published.inc()
 
     def _heartbeat_age(self) -> float:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +17,13 @@ from forward_ofa.data import SequenceDataset
 from forward_ofa.devices import find_device
 from forward_ofa.locks import locked
 from forward_ofa.runs import Run, RunError, load_run, train_run, write_json
-from services.ports import JobParameters, Verdict
+from services.ports import JobFailure, JobParameters, Verdict
 from services.publishing import publish_run
 from services.registry.contract import Registry
 from services.registry.location import open_registry
 from services.registry.settings import CacheSettings
 from services.trainer import plan
+from services.trainer.failures import explain
 from services.trainer.gate import judge, parse_gate
 from services.trainer.plan import NoDevice
 from services.trainer.work import Spec, Worker
@@ -58,22 +60,16 @@ def perform(spec: Spec, worker: Worker) -> dict[str, Any]:
         worker.ask_to_publish()
         worker.tell("progress", stage="publish")
         version = publish_run(run, data, registry, version=spec.job)
-        _label(spec, registry, version)
-        return {"event": "done", "version": version, **told}
+        return _finished(spec, registry, {"version": version, **told})
 
 
 def _published(spec: Spec, registry: Registry) -> dict[str, Any]:
     """An earlier attempt published it and could not say so: what is left is to tell. The log is
     not looked at, it may be another one by now."""
     report = json.loads(registry.open(spec.job).path("report.json").read_text())
-    _label(spec, registry, spec.job)
     verdict = _known_verdict(spec)
-    return {
-        "event": "done",
-        "version": spec.job,
-        "metrics": _figures(report),
-        "verdict": asdict(verdict) if verdict else None,
-    }
+    told = {"metrics": _figures(report), "verdict": asdict(verdict) if verdict else None}
+    return _finished(spec, registry, {"version": spec.job, **told})
 
 
 @contextlib.contextmanager
@@ -153,13 +149,39 @@ def _known_verdict(spec: Spec) -> Verdict | None:
         return None
 
 
+def _finished(spec: Spec, registry: Registry, told: dict[str, Any]) -> dict[str, Any]:
+    """The end of a job whose version is published, which it stays: a label that cannot be moved
+    fails the job, and takes back nothing of what is told."""
+    try:
+        _label(spec, registry, told["version"])
+    except Exception as error:
+        traceback.print_exc()
+        return {"event": "failed", **asdict(_unlabelled(spec, explain(error))), **told}
+    return {"event": "done", **told}
+
+
 def _label(spec: Spec, registry: Registry, version: str) -> None:
     """Once: an operator may have moved the label since."""
     done, label = spec.folder / _LABELLED, spec.parameters.label
     if not label or done.exists():
         return
     registry.label(label, version, spec.parameters.percent)
-    done.touch()
+    # A full disk must not say that the label was not moved.
+    with contextlib.suppress(OSError):
+        done.touch()
+
+
+def _unlabelled(spec: Spec, why: JobFailure) -> JobFailure:
+    """With what is there all the same, and the command that does the rest."""
+    label, percent = spec.parameters.label, spec.parameters.percent
+    command = f"forward-ofa jobs promote {spec.job} --label {label}"
+    if percent:
+        command += f" --percent {percent:g}"
+    return JobFailure(
+        why.reason,
+        f"version {spec.job} is published, but the label {label} was not moved: "
+        f"{why.text.rstrip('.')}. Or label it yourself, once the cause is gone: `{command}`",
+    )
 
 
 class _Told:

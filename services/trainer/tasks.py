@@ -240,12 +240,15 @@ class _Attempt:
         """Tells the record how it ended."""
         final, kind = self._final, self._final.get("event", "")
         verdict = Verdict(**final["verdict"]) if final.get("verdict") else None
+        figures = {"verdict": verdict, "metrics": final.get("metrics")}
         if kind in ("done", "refused"):
             state = JobState.DONE if kind == "done" else JobState.REFUSED
-            self._end(state, verdict=verdict, metrics=final["metrics"], version=final["version"])
+            self._end(state, version=final["version"], **figures)
         elif kind == "failed":
             failure = JobFailure(final["reason"], final["text"])
-            self._end(JobState.FAILED, failure=failure, verdict=verdict)
+            # With a version if only what comes after publishing failed.
+            version = final.get("version", "")
+            self._end(JobState.FAILED, failure=failure, version=version, **figures)
         elif self._why_stopped == "cancelled":
             self._end(JobState.CANCELLED)
         elif self._why_stopped == "timeout":
@@ -269,10 +272,10 @@ class _Attempt:
                 log(_LOGGER, logging.WARNING, "announced later", job=self._job.id, why=str(error))
 
     def _end(self, state: JobState, **fields: Any) -> None:
-        now, attempt = time.time(), self._job.attempt
+        now, attempt, version = time.time(), self._job.attempt, self._job.version
         self._tell(lambda old: jobs.ended(old, attempt, state, now, **fields))
         if self._job.state is state:
-            self._metrics.ended(self._job, now)
+            self._metrics.ended(self._job, now, published=self._job.version != version)
 
     def _tell(self, change: Callable[[Job], Job]) -> None:
         """The end of an attempt, after what the last beat did not tell."""

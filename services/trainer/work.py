@@ -106,7 +106,7 @@ def main() -> int:
         traceback.print_exc()
         return 1
     worker.tell(**outcome)
-    return 0
+    return 1 if outcome["event"] == "failed" else 0
 
 
 if __name__ == "__main__":

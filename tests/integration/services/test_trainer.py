@@ -54,6 +54,24 @@ def test_a_job_is_watched_until_its_version_is_published(running):
     assert "test forward-ofa/ndcg@10" in shown and "attempt 1 started" in shown
 
 
+def test_a_label_that_cannot_be_moved_fails_the_job_but_not_its_version(running):
+    in_the_way = running.registry / "labels" / "zz"
+    in_the_way.mkdir(parents=True)
+    job = running.ended(running.submit(label="zz", percent=5))
+    assert (job.state, job.failure.reason) == (api.JOB_STATE_FAILED, "STORAGE"), job
+    assert job.version == job.id and job.verdict.passed and job.metrics
+    FileRegistry(running.registry).open(job.version).verify()
+    assert f"version {job.id} is published, but the label zz was not moved" in job.failure.text
+    assert f"{in_the_way}: Is a directory" in job.failure.text and ".zz-" not in job.failure.text
+    assert f"`forward-ofa jobs promote {job.id} --label zz --percent 5`" in job.failure.text
+    in_the_way.rmdir()
+    running.stub.ResumeJob(api.ResumeJobRequest(job_id=job.id))
+    resumed = running.ended(job.id)
+    assert (resumed.state, resumed.version) == (api.JOB_STATE_DONE, job.id), resumed
+    assert resumed.verdict.passed and len(resumed.epochs) == len(job.epochs)
+    assert FileRegistry(running.registry).current("zz") == job.id
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
