@@ -7,10 +7,12 @@ after them, then who runs them (their jobs go back into the queue), and Redis la
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,8 +20,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from forward_ofa.locks import locked
 from services.__main__ import read_settings
-from services.runtime.checks import split_address
+from services.runtime.checks import SettingsError, split_address
 from services.runtime.files import write_atomically
 from services.runtime.logs import log
 from services.trainer.__main__ import beat_settings, shared_settings, worker_settings
@@ -29,6 +32,7 @@ _LOGGER = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.2
 _SHORT_LIFE, _MOST_PAUSE = 5.0, 30.0
 _GRACE_SECONDS = 10.0
+_LOCK = "up.lock"
 
 
 class Part:
@@ -81,6 +85,29 @@ class Part:
 def run_up(a: argparse.Namespace) -> int:
     """Until SIGTERM or SIGINT. Raises SettingsError."""
     worker, _ = worker_settings(a), beat_settings(a)
+    with contextlib.ExitStack() as held:
+        _hold(a.home, held)
+        return _run(a, worker.stop_seconds)
+
+
+def _hold(home: Path, held: contextlib.ExitStack) -> None:
+    """One `up` a home: a second would take over the first's Redis and end it, and they would
+    delete each other's files. Raises SettingsError."""
+    path = home / _LOCK
+    try:
+        if held.enter_context(locked(path, wait=False)):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            return
+        who = path.read_text() or "another process"
+    except OSError as error:
+        raise SettingsError(f"{home} cannot be used: {error.strerror}") from error
+    raise SettingsError(
+        f"{home} is in use by another `trainer up`, {who}: stop that one first, or give this one "
+        "another --home"
+    )
+
+
+def _run(a: argparse.Namespace, stop_seconds: float) -> int:
     redis = None if a.broker else EmbeddedRedis(a.home / "redis")
     broker = redis.url if redis is not None else a.broker
     shared_settings(a, broker)
@@ -88,7 +115,7 @@ def run_up(a: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     ready = {name: a.home / f"{name}.json" for name in ("serve", "beat", "worker")}
-    parts = _parts(a, broker, ready, worker.stop_seconds)
+    parts = _parts(a, broker, ready, stop_seconds)
     announced = False
     if redis is not None:
         redis.start()

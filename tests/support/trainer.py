@@ -35,6 +35,23 @@ ENDED = (
 )
 
 
+def up_command(folder: Path, *arguments: str) -> list[str]:
+    """`up` with its folders in `folder`, on free ports."""
+    command = [sys.executable, "-m", "forward_ofa_cli", "trainer", "up"]
+    command += ["--home", str(folder / "home"), "--registry", str(folder / "registry")]
+    command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--heartbeat-seconds", "0.3"]
+    command += ["--lease-seconds", "4", "--tick-seconds", "0.3", "--resend-seconds", "2"]
+    return [*command, *arguments]
+
+
+def refused_up(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """An `up` that is expected to end by itself."""
+    return subprocess.run(
+        up_command(folder, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+
+
 class TrainerUnderTest:
     """home, registry: its folders. log: a small log that it can read."""
 
@@ -43,14 +60,10 @@ class TrainerUnderTest:
         self.log = write_csv(folder / "log.csv", 40, 100)
         self._ready = folder / "ready.json"
         self.output = folder / "up.log"
-        command = [sys.executable, "-m", "forward_ofa_cli", "trainer", "up"]
-        command += ["--home", str(self.home), "--registry", str(self.registry)]
-        command += ["--ready-file", str(self._ready), "--listen", "127.0.0.1:0"]
-        command += ["--metrics", "127.0.0.1:0", "--heartbeat-seconds", "0.3"]
-        command += ["--lease-seconds", "4", "--tick-seconds", "0.3", "--resend-seconds", "2"]
+        command = up_command(folder, "--ready-file", str(self._ready), *arguments)
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [*command, *arguments], stdout=output, stderr=output, cwd=ROOT,
+                command, stdout=output, stderr=output, cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
         self.wait(self._ready.exists, 120)

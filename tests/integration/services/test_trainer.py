@@ -17,7 +17,7 @@ from forward_ofa_cli.main import app
 from services.errors import Reason
 from services.registry.files import FileRegistry
 from tests.support.serving import fault_of
-from tests.support.trainer import TINY, trainer
+from tests.support.trainer import TINY, refused_up, trainer
 
 
 def jobs_command(running, *arguments: str) -> Result:
@@ -70,6 +70,17 @@ def test_a_label_that_cannot_be_moved_fails_the_job_but_not_its_version(running)
     assert (resumed.state, resumed.version) == (api.JOB_STATE_DONE, job.id), resumed
     assert resumed.verdict.passed and len(resumed.epochs) == len(job.epochs)
     assert FileRegistry(running.registry).current("zz") == job.id
+
+
+def test_a_second_up_in_a_home_is_refused_and_the_first_goes_on(running):
+    before = {part: running.pids(part) for part in ("redis", "serve", "beat", "worker")}
+    second = refused_up(running.home.parent)
+    assert (second.returncode, second.stdout) == (2, ""), second.stderr
+    assert f"process {running.process.pid} on " in second.stderr
+    assert "give this one another --home" in second.stderr
+    assert {part: running.pids(part) for part in before} == before and all(before.values())
+    assert all((running.home / f"{part}.json").exists() for part in ("serve", "beat", "worker"))
+    assert running.stub.ListJobs(api.ListJobsRequest(), timeout=10) is not None
 
 
 @pytest.mark.parametrize(
