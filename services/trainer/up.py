@@ -1,7 +1,8 @@
 """`up`: the whole trainer on one machine, as one thing that is started and stopped.
 
-Whatever dies is started again; Ctrl-C ends all in order: first who takes jobs, then who looks
-after them, then who runs them (their jobs go back into the queue), and Redis last.
+Whatever dies is started again, unless it says that it cannot work as it is configured: that ends
+all, for the rest would run on without it. Ctrl-C ends all in order: first who takes jobs, then who
+looks after them, then who runs them (their jobs go back into the queue), and Redis last.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from services.runtime.files import write_atomically
 from services.runtime.logs import log
 from services.trainer.__main__ import beat_settings, shared_settings, worker_settings
 from services.trainer.broker import EmbeddedRedis
+from services.trainer.schedules import read_schedules
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.2
 _SHORT_LIFE, _MOST_PAUSE = 5.0, 30.0
 _GRACE_SECONDS = 10.0
 _LOCK = "up.lock"
+_UNUSABLE = 2  # how our processes end if their settings cannot work
 
 
 class Part:
@@ -51,9 +54,15 @@ class Part:
         return self._process.pid if self._process is not None and running else 0
 
     def look(self) -> None:
-        """Starts it if it does not run."""
+        """Starts it if it does not run. Raises SettingsError if it never will."""
         now = time.monotonic()
-        if self.pid or now < self._again:
+        if self.pid:
+            return
+        if self._process is not None and self._process.returncode == _UNUSABLE:
+            raise SettingsError(
+                f"{self.name} cannot work as it is configured: its own error above says why"
+            )
+        if now < self._again:
             return
         if self._process is not None:
             short = now - self._born < _SHORT_LIFE
@@ -83,8 +92,10 @@ class Part:
 
 
 def run_up(a: argparse.Namespace) -> int:
-    """Until SIGTERM or SIGINT. Raises SettingsError."""
-    worker, _ = worker_settings(a), beat_settings(a)
+    """Until SIGTERM or SIGINT. Raises SettingsError, BadSchedules."""
+    worker, beat = worker_settings(a), beat_settings(a)
+    if beat.schedules is not None:
+        read_schedules(beat.schedules)
     with contextlib.ExitStack() as held:
         _hold(a.home, held)
         return _run(a, worker.stop_seconds)

@@ -46,10 +46,16 @@ def up_command(folder: Path, *arguments: str) -> list[str]:
 
 def refused_up(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """An `up` that is expected to end by itself."""
-    return subprocess.run(
-        up_command(folder, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=60,
-        check=False,
-    )  # fmt: skip
+    with subprocess.Popen(
+        up_command(folder, *arguments), cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as up:  # fmt: skip
+        try:
+            told = up.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            up.terminate()  # its Redis would outlive a kill
+            raise
+        return subprocess.CompletedProcess(up.args, up.returncode, *told)
 
 
 class TrainerUnderTest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -81,6 +82,29 @@ def test_a_second_up_in_a_home_is_refused_and_the_first_goes_on(running):
     assert {part: running.pids(part) for part in before} == before and all(before.values())
     assert all((running.home / f"{part}.json").exists() for part in ("serve", "beat", "worker"))
     assert running.stub.ListJobs(api.ListJobsRequest(), timeout=10) is not None
+
+
+def test_up_with_schedules_that_make_no_sense_starts_nothing(tmp_path: Path):
+    schedules = tmp_path / "schedules.toml"
+    schedules.write_text('[[schedule]]\nname = "shop"\n')
+    told = refused_up(tmp_path, "--schedules", str(schedules))
+    assert (told.returncode, told.stdout) == (2, ""), told.stderr
+    assert told.stderr.strip() == f"error: {schedules}: shop lacks 'job'"
+    assert not (tmp_path / "home" / "redis").exists()
+
+
+def test_up_ends_if_a_part_cannot_work(tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        told = refused_up(tmp_path, "--listen", address)
+    assert told.returncode == 2, told.stderr
+    assert address in told.stderr
+    assert "error: serve cannot work as it is configured" in told.stderr.splitlines()[-1]
+    assert "started again" not in told.stderr
+    ended = [line for line in told.stderr.splitlines() if '"message": "ended"' in line]
+    assert len(ended) == 2 and not (tmp_path / "home" / "redis" / "redis.sock").exists()
 
 
 @pytest.mark.parametrize(
