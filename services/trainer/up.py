@@ -1,7 +1,7 @@
 """`up`: the whole trainer on one machine, as one thing that is started and stopped.
 
-Whatever dies is started again, unless it says that it cannot work as it is configured: that ends
-all, for the rest would run on without it. Ctrl-C ends all in order: first who takes jobs, then who
+Whatever dies is started again, unless it says at the first start that it cannot work as it is
+configured: that ends all, for the rest would run on without it. Ctrl-C ends all in order: first who takes jobs, then who
 looks after them, then who runs them (their jobs go back into the queue), and Redis last.
 """
 
@@ -46,6 +46,7 @@ class Part:
         self._process: subprocess.Popen[bytes] | None = None
         self._born = self._again = 0.0
         self._pause = 0.5
+        self._proven = False
 
     @property
     def pid(self) -> int:
@@ -57,8 +58,10 @@ class Part:
         """Starts it if it does not run. Raises SettingsError if it never will."""
         now = time.monotonic()
         if self.pid:
+            self._proven = self._proven or now - self._born >= _SHORT_LIFE
             return
-        if self._process is not None and self._process.returncode == _UNUSABLE:
+        unusable = self._process is not None and self._process.returncode == _UNUSABLE
+        if unusable and not self._proven:  # what has worked is needed again when its cause is gone
             raise SettingsError(
                 f"{self.name} cannot work as it is configured: its own error above says why"
             )
