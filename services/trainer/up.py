@@ -1,8 +1,9 @@
 """`up`: the whole trainer on one machine, as one thing that is started and stopped.
 
 Whatever dies is started again, unless it says at the first start that it cannot work as it is
-configured: that ends all, for the rest would run on without it. Ctrl-C ends all in order: first who takes jobs, then who
-looks after them, then who runs them (their jobs go back into the queue), and Redis last.
+configured: that ends all, for the rest would run on without it. Ctrl-C ends all in order: first who
+takes jobs, then who looks after them, then who runs them (their jobs go back into the queue), and
+Redis last.
 """
 
 from __future__ import annotations
