@@ -10,7 +10,6 @@ from typing import Any, Self
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
@@ -77,7 +76,7 @@ def note(out: Console, text: str) -> None:
     """A line in small print, indented also where it wraps."""
     lines = textwrap.wrap(text, max(20, out.width - 2)) or [""]
     for line in lines:
-        out.print(f"  [dim]{escape(line)}[/]", soft_wrap=True)
+        out.print(Text(f"  {printable(line)}", style="dim"), soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from forward_ofa_cli import source
-from forward_ofa_cli.console import console, duration, note
+from forward_ofa_cli.console import console, duration, note, printable, say
 from forward_ofa_cli.errors import CommandError
 from forward_ofa_cli.train import configured, train_and_tell
 
@@ -84,7 +85,7 @@ def _step(out: Console, number: int, title: str) -> None:
 
 def _read(chosen: source.Source, out: Console) -> SequenceDataset:
     prepared = chosen.load(out)
-    out.print(f"[bold]Data:[/] {escape(prepared.source)}", soft_wrap=True)
+    out.print(Text.assemble(("Data:", "bold"), f" {printable(prepared.source)}"), soft_wrap=True)
     _step(out, 1, "Read the log")
     for text in prepared.notes:  # filter and split are in the protocol card below
         note(out, text)
@@ -102,7 +103,8 @@ def _train(
         run = load_run(folder)
         if run.data_card["fingerprint"] != data.fingerprint():
             raise RunError(f"the run in {folder} is of another log: leave out --reuse")
-        out.print(f"  Reusing the run in {folder}, trained in {duration(run.report['seconds'])}.")
+        took = duration(run.report["seconds"])
+        say(out, f"  Reusing the run in {folder}, trained in {took}.")
         return run
     chosen.remember(folder, data.name)
     try:
@@ -119,7 +121,7 @@ def _publish(run: Run, data: SequenceDataset, registry: Path, out: Console) -> s
 
     _step(out, 3, "Publish an immutable version")
     version = publish_run(run, data, registry, "stable")
-    out.print(f"  Version {version}, label stable, in {registry}.")
+    say(out, f"  Version {version}, label stable, in {registry}.")
     return version
 
 
@@ -164,5 +166,11 @@ def _report(result: dict[str, Any], folder: Path, out: Console) -> None:
         raise CommandError(f"{folder}: the report cannot be written: {error.strerror}") from None
     show(out, told)
     out.print()
-    out.print(f"[dim]Took {duration(result['seconds'])} in all. This report: "
-              f"{folder / 'report.md'}, for programs: {folder / 'demo.json'}[/]")  # fmt: skip
+    out.print(
+        Text(
+            f"Took {duration(result['seconds'])} in all. This report: "
+            f"{printable(str(folder / 'report.md'))}, for programs: "
+            f"{printable(str(folder / 'demo.json'))}",
+            style="dim",
+        )
+    )

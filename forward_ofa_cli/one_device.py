@@ -11,7 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from forward_ofa_cli.console import console, size
+from rich.text import Text
+
+from forward_ofa_cli.console import console, printable, say, size
 from forward_ofa_cli.errors import Exit, unreachable
 from forward_ofa_device import Budget, CloudError, Connection, Device, DeviceError
 from forward_ofa_device.cloud import UNREACHABLE, token_file
@@ -114,11 +116,12 @@ def _parser() -> argparse.ArgumentParser:
 def _show(told: dict[str, Any]) -> None:
     out = console()
     if told["error"]:
-        out.print(f"[yellow]The last good network is in use:[/] {told['error']}")
+        why = printable(told["error"])
+        out.print(Text.assemble(("The last good network is in use:", "yellow"), f" {why}"))
     if told["unknown_items"]:
-        out.print(f"Not in the catalogue, skipped: {', '.join(told['unknown_items'])}")
+        say(out, f"Not in the catalogue, skipped: {', '.join(told['unknown_items'])}")
     blocks = "".join("■" if kept else "□" for kept in told["path"])
-    out.print(f"Network of version {told['version']}, asked because: {told['reason']}")
+    say(out, f"Network of version {told['version']}, asked because: {told['reason']}")
     out.print(f"  blocks   {blocks}  {sum(told['path'])} of {len(told['path'])}")
     out.print(f"  one inference   {told['flops'] / 1e6:.4f} MFLOPs")
     if told["updated"]:
@@ -128,7 +131,7 @@ def _show(told: dict[str, Any]) -> None:
                   f"{told['latency_ms']:.1f} ms")  # fmt: skip
     out.print("What it would show now:")
     for place, ranked in enumerate(told["ranking"], 1):
-        out.print(f"  {place:>2}  {ranked['item_id']:<20} {ranked['score']:.3f}")
+        say(out, f"  {place:>2}  {ranked['item_id']:<20} {ranked['score']:.3f}")
 
 
 if __name__ == "__main__":

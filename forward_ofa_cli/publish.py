@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from forward_ofa_cli import source
-from forward_ofa_cli.console import console
+from forward_ofa_cli.console import console, say
 from forward_ofa_cli.train import RunDir
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def publish(
         typer.echo(json.dumps({"version": version, "label": label, "registry": registry}))
         return
     pointing = f", label {label}" if label else ""
-    out.print(f"Published version {version}{pointing} in {registry}.")
-    out.print(f"Serve it: forward-ofa serve --registry {registry}")
+    say(out, f"Published version {version}{pointing} in {registry}.")
+    say(out, f"Serve it: forward-ofa serve --registry {registry}")
 
 
 def open_place(registry: str | Path, cache: Path | None = None) -> Registry:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from forward_ofa_cli.console import console
+from forward_ofa_cli.console import console, say
 from forward_ofa_cli.errors import CommandError, Exit
 from forward_ofa_cli.publish import DEFAULT_REGISTRY
 
@@ -44,7 +44,7 @@ def _print_help(parser: argparse.ArgumentParser) -> None:
 
 def _announced_registry() -> Path:
     registry = newest_registry()
-    console(stderr=True).print(f"Serving {registry}, the newest registry here.")
+    say(console(stderr=True), f"Serving {registry}, the newest registry here.")
     return registry
 
 

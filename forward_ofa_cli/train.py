@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from forward_ofa_cli import source
-from forward_ofa_cli.console import TrainingProgress, console, duration, note
+from forward_ofa_cli.console import TrainingProgress, console, duration, note, say
 from forward_ofa_cli.errors import CommandError, Exit
 from forward_ofa_cli.pairs import pairs
 from forward_ofa_cli.report import show, systems
@@ -142,10 +142,9 @@ def train(
         return
     out.print()
     show(out, [systems(run.report)])
-    out.print(f"The run is in {run.folder}.", end="")
-    if run.config.system == "forward-ofa":
-        out.print(f" Next: forward-ofa publish --run-dir {run.folder}", end="")
-    out.print()
+    served = run.config.system == "forward-ofa"
+    then = f" Next: forward-ofa publish --run-dir {run.folder}" if served else ""
+    say(out, f"The run is in {run.folder}.{then}")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 from forward_ofa_cli.console import console, note, size
 from forward_ofa_cli.errors import CommandError, Exit
@@ -87,7 +88,11 @@ def show(
         typer.echo(json.dumps(raw, indent=2))
         return
     out = console()
-    out.print(f"[bold]{raw['version']}[/], created {raw['created']}, every file as published")
+    out.print(
+        Text.assemble(
+            (raw["version"], "bold"), f", created {raw['created']}, every file as published"
+        )
+    )
     for line in raw.get("protocol", []):
         note(out, line)
     table = Table("file", "sha256")

@@ -88,6 +88,20 @@ def test_publish_labels_and_leaves_nothing_half_written(trained, tmp_path: Path)
     assert "split: leave one out" in shown
 
 
+def test_names_with_markup_and_escapes_are_shown_as_they_are(trained, tmp_path: Path):
+    folder, registry = tmp_path / "run[/red]\x1b[31m", tmp_path / "there[/b]"
+    again = run("train", "--data", trained[0] / "log.csv", "--run-dir", folder, *TINY)
+    assert again.exit_code == 0, again.output
+    published = run("publish", "--run-dir", folder, "--registry", registry)
+    assert published.exit_code == 0, published.output
+    version = published.stdout.split()[published.stdout.split().index("version") + 1].rstrip(",")
+    shown = run("versions", "show", version, "--registry", registry)
+    assert shown.exit_code == 0, shown.output
+    told = again.output + published.output + shown.output
+    assert "run[/red]\\x1b[31m" in again.stdout and f"--registry {registry}" in published.stdout
+    assert "\x1b" not in told
+
+
 def test_resume_takes_log_and_settings_from_the_run(trained, tmp_path: Path):
     unfinished = tmp_path / "run"
     unfinished.mkdir()
