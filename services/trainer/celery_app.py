@@ -85,6 +85,16 @@ class Announcer:
             raise RecordsUnavailable(str(error)) from error
         return {job_id for message in messages if (job_id := _job_id(message))}
 
+    def oldest(self) -> bytes | None:
+        """The message that is taken next, as it is in Redis; None: there is none. Raises
+        RecordsUnavailable."""
+        try:
+            # Celery puts messages in at the left.
+            message: Any = self._client.lindex(QUEUE, -1)
+        except (redis.RedisError, OSError) as error:
+            raise RecordsUnavailable(str(error)) from error
+        return None if message is None else bytes(message)
+
 
 def _job_id(message: bytes) -> str:
     """Out of Celery's header, which shows the arguments as text: "['ID']"."""

@@ -25,6 +25,21 @@ from services.trainer.tasks import Runner, register
 _LOGGER = logging.getLogger(__name__)
 DEAF_SECONDS = 30.0
 _DEAF = 76
+_TURN_SECONDS = 0.05
+
+
+class Ear:
+    """Whether anybody takes messages. A long queue that moves is no sign of deafness."""
+
+    def __init__(self) -> None:
+        self._oldest: bytes | None = None
+        self._since = 0.0
+
+    def deaf(self, oldest: bytes | None, now: float) -> bool:
+        """oldest: the message that is to be taken next; None: there is none."""
+        if oldest is None or oldest != self._oldest:
+            self._oldest, self._since = oldest, now
+        return now - self._since > DEAF_SECONDS
 
 
 class Worker:
@@ -55,9 +70,15 @@ class Worker:
             self.ready = True
             log(_LOGGER, logging.INFO, "ready", worker=self._name)
 
+        def over(**_: Any) -> None:
+            # Celery's loop asks for the next message when it turns, which is once a second where
+            # nothing wakes it. Not at once: the task counts as running until a moment after this.
+            threading.Timer(_TURN_SECONDS, lambda: worker.hub.call_soon(_nothing)).start()
+
         # Kept alive by this frame: Celery holds them weakly.
         signals.worker_shutting_down.connect(stopping)
         signals.worker_ready.connect(ready)
+        signals.task_postrun.connect(over)
         threading.Thread(target=self._listen, daemon=True).start()
         worker = self._app.Worker(
             pool="threads",
@@ -76,20 +97,19 @@ class Worker:
         """Ends this process if it has a free slot and takes no message: a consumer that does not
         come back after a broken connection is known of Celery on Redis. Whoever runs us starts
         us again; jobs that run here would go on elsewhere from their last epoch."""
-        since: dict[str, float] = {}
+        ear = Ear()
         while not self._runner.stopping:
             time.sleep(1.0)
             free = self._runner.busy < self._settings.slots
             try:
-                waiting = self._announcer.waiting() if free and self.ready else set()
+                oldest = self._announcer.oldest() if free and self.ready else None
             except RecordsUnavailable:
-                waiting = set()
-            now = time.monotonic()
-            since = {job_id: since.get(job_id, now) for job_id in waiting}
+                oldest = None
             # With other workers about, no message stays this long unless all are deaf or busy.
-            if (
-                any(now - first > DEAF_SECONDS for first in since.values())
-                and not self._runner.busy
-            ):
+            if ear.deaf(oldest, time.monotonic()) and not self._runner.busy:
                 log(_LOGGER, logging.WARNING, "takes no messages any more, ends")
                 os._exit(_DEAF)
+
+
+def _nothing() -> None:
+    """All that waking the loop needs."""
