@@ -52,6 +52,8 @@ class _Human(logging.Formatter):
         return line
 
 
+# The last one: Python's own warnings, where `logging.captureWarnings` is on.
+_OTHERS = ("grpc", "asyncio", "celery", "kombu", "py.warnings")
 _NO_NEWS = (
     # A header that is not UTF-8, with its bytes: a token may be in it.
     "Invalid encoding on",
@@ -74,8 +76,8 @@ def configure(level: str = "INFO", stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Human() if stream.isatty() else _Json())
     handler.addFilter(_NoNews())
-    for name, least in (("services", level), ("grpc", "WARNING"), ("asyncio", "WARNING")):
+    for name in ("services", *_OTHERS):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
-        logger.setLevel(least)
+        logger.setLevel("WARNING" if name in _OTHERS else level)
         logger.propagate = False

@@ -9,11 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import threading
 import time
+import warnings
 from typing import Any
 
 from celery import signals
+from celery.exceptions import CPendingDeprecationWarning
 
 from services.runtime.logs import log
 from services.trainer.celery_app import Announcer, make_app
@@ -79,6 +82,11 @@ class Worker:
         signals.worker_shutting_down.connect(stopping)
         signals.worker_ready.connect(ready)
         signals.task_postrun.connect(over)
+        # Our log is configured already: with a receiver Celery adds none in a form of its own.
+        signals.setup_logging.connect(_keep_logging)
+        logging.captureWarnings(True)
+        # Where Celery prints, past all logging, that it was told to stop.
+        sys.__stdout__ = None  # type: ignore[misc]
         threading.Thread(target=self._listen, daemon=True).start()
         worker = self._app.Worker(
             pool="threads",
@@ -89,6 +97,10 @@ class Worker:
             without_mingle=True,
             without_heartbeat=True,
             quiet=True,
+        )
+        # After its own filters. Said at each lost connection, of a setting that we have chosen.
+        warnings.filterwarnings(
+            "ignore", r"\s*In Celery 5\.1 we introduced", CPendingDeprecationWarning
         )
         worker.start()
         return int(worker.exitcode or 0)
@@ -113,3 +125,7 @@ class Worker:
 
 def _nothing() -> None:
     """All that waking the loop needs."""
+
+
+def _keep_logging(**_: Any) -> None:
+    """That there is a receiver is all that Celery looks at."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -82,4 +83,21 @@ def test_a_long_queue_of_cancelled_jobs_is_taken_by_one_worker(worker, redis):
     worker.wait(lambda: client.llen(QUEUE) == 0, 90)
     worker.wait(lambda: sum("not ours" in line for line in worker.lines()) == MESSAGES, 5)
     assert not any("takes no messages" in line for line in worker.lines())
+    client.close()
+
+
+def test_a_worker_writes_one_json_line_for_each_thing_that_happens(worker, redis):
+    redis._process.kill()
+    worker.wait(lambda: any("onnection" in line for line in worker.lines()), 30)
+    redis.start()
+    client = announce(redis.url, 1)
+    worker.wait(lambda: any("not ours" in line for line in worker.lines()), 60)
+    assert worker.stop() == 0
+    told = [json.loads(line) for line in worker.lines()]
+    # What Celery says of a real problem stays, and what it says of its own future does not.
+    lost = [line for line in told if line["logger"].startswith("celery.")]
+    assert any(line["level"] in ("WARNING", "ERROR") for line in lost)
+    assert not any("In Celery 5.1" in line["message"] for line in told)
+    as_root = [line for line in told if "superuser" in line["message"]]
+    assert len(as_root) == (os.geteuid() == 0)
     client.close()
