@@ -1,9 +1,9 @@
 """`up`: the whole trainer on one machine, as one thing that is started and stopped.
 
-Whatever dies is started again, unless it says at the first start that it cannot work as it is
-configured: that ends all, for the rest would run on without it. Ctrl-C ends all in order: first who
-takes jobs, then who looks after them, then who runs them (their jobs go back into the queue), and
-Redis last.
+Whatever dies is started again, unless it says from the start, and once more, that it cannot work
+as it is configured: that ends all, for the rest would run on without it. Ctrl-C ends all in order:
+first who takes jobs, then who looks after them, then who runs them (their jobs go back into the
+queue), and Redis last.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _SHORT_LIFE, _MOST_PAUSE = 5.0, 30.0
 _GRACE_SECONDS = 10.0
 _LOCK = "up.lock"
 _UNUSABLE = 2  # how our processes end if their settings cannot work
+_TRIES = 2  # the processes of an `up` that was killed may hold their ports for some seconds
 
 
 class Part:
@@ -47,7 +48,7 @@ class Part:
         self._process: subprocess.Popen[bytes] | None = None
         self._born = self._again = 0.0
         self._pause = 0.5
-        self._proven = False
+        self._proven, self._starts = False, 0
 
     @property
     def pid(self) -> int:
@@ -62,7 +63,8 @@ class Part:
             self._proven = self._proven or now - self._born >= _SHORT_LIFE
             return
         unusable = self._process is not None and self._process.returncode == _UNUSABLE
-        if unusable and not self._proven:  # what has worked is needed again when its cause is gone
+        # What has worked is needed again when the cause is gone.
+        if unusable and not self._proven and self._starts >= _TRIES:
             raise SettingsError(
                 f"{self.name} cannot work as it is configured: its own error above says why"
             )
@@ -80,6 +82,7 @@ class Part:
             self._command, stdin=subprocess.DEVNULL, start_new_session=True
         )
         self._born, self._again = now, now + self._pause
+        self._starts += 1
 
     def stop(self) -> None:
         """Politely first."""
