@@ -41,10 +41,14 @@ _TRIES = 2  # the processes of an `up` that was killed may hold their ports for 
 
 
 class Part:
-    """One process, started again when it ends; after a short life only after a pause."""
+    """One process, started again when it ends; after a short life only after a pause.
 
-    def __init__(self, name: str, command: Sequence[str], stop_seconds: float) -> None:
-        self.name, self._command, self._stop_seconds = name, command, stop_seconds
+    ready: the file that it writes once it is.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], ready: Path, stop_seconds: float) -> None:
+        self.name, self._command = name, command
+        self._ready, self._stop_seconds = ready, stop_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._born = self._again = 0.0
         self._pause = 0.5
@@ -60,7 +64,7 @@ class Part:
         """Starts it if it does not run. Raises SettingsError if it never will."""
         now = time.monotonic()
         if self.pid:
-            self._proven = self._proven or now - self._born >= _SHORT_LIFE
+            self._proven = self._proven or self._ready.exists()
             return
         unusable = self._process is not None and self._process.returncode == _UNUSABLE
         # What has worked is needed again when the cause is gone.
@@ -191,9 +195,9 @@ def _parts(
         *_given(a, "slots", "heartbeat_seconds", "stop_seconds", "stall_seconds", "max_seconds"),
     ]
     return [
-        Part("serve", serve, _GRACE_SECONDS + 10),
-        Part("beat", beat, _GRACE_SECONDS),
-        Part("worker", worker, stop_seconds + _GRACE_SECONDS),
+        Part("serve", serve, ready["serve"], _GRACE_SECONDS + 10),
+        Part("beat", beat, ready["beat"], _GRACE_SECONDS),
+        Part("worker", worker, ready["worker"], stop_seconds + _GRACE_SECONDS),
     ]
 
 

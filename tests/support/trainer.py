@@ -51,7 +51,7 @@ def refused_up(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as up:  # fmt: skip
         try:
-            told = up.communicate(timeout=60)
+            told = up.communicate(timeout=120)
         except subprocess.TimeoutExpired:
             up.terminate()  # its Redis would outlive a kill
             raise
@@ -91,7 +91,7 @@ class TrainerUnderTest:
         settings = {**TINY, **changes.pop("settings", {})}
         fields = {"data": str(self.log), "recipe": "quick", "gate": "off", **changes}
         request = api.SubmitJobRequest(parameters=api.JobParameters(settings=settings, **fields))
-        return str(self.stub.SubmitJob(request, timeout=60).job.id)
+        return str(self.stub.SubmitJob(request, timeout=120).job.id)
 
     def job(self, job_id: str) -> api.Job:
         """As it is; asked again while Redis or the service is away."""
