@@ -38,5 +38,5 @@ class Lines:
             parts.append(f"validation NDCG@10 {record['ndcg@10']:.4f}")
         if self._done > self._first:
             each = (time.monotonic() - self._started) / (self._done - self._first)
-            parts.append(f"{duration(each * (self._steps - self._done))} left")
+            parts.append(f"{duration(max(0.0, each * (self._steps - self._done)))} left")
         say(", ".join(parts))
