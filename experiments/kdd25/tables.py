@@ -25,8 +25,8 @@ TITLES = {
 _TRUE = {"mflops": "MFLOPs, true", "mbit": "Mbit, true"}
 _EXTRA = {"unseen": "NDCG@10, seen removed", "funnel": "NDCG@10, funnel"}
 """Shown where a row of the part has them."""
-_SAME = 1e-6
-"""Means of a user's NDCG@10 that differ by less are of the same network."""
+_SAME = 5e-5
+"""Figures that differ by less look the same where they are printed."""
 _HEADERS = {"ndcg": "NDCG@10", "hit": "Hit@10", "mflops": "MFLOPs", "mbit": "Mbit"}
 
 
@@ -71,7 +71,10 @@ def _part(part: Part, results: Results, footnotes: Footnotes) -> list[str]:
     rows = []
     for row in part.rows:
         why = results.failure(row.cell) if not results.of(row.cell) else ""
-        line = [row.title + footnotes.mark(why or _other_start(row, results))]
+        marks = (
+            footnotes.mark(text) for text in (why, _budget(row, results), _start(row, results))
+        )
+        line = [row.title + "".join(marks)]
         for column in printed:
             line += [_printed(part, row, column, footnotes)] if has_paper else []
             text = results.text(row.cell, column)
@@ -84,7 +87,15 @@ def _part(part: Part, results: Results, footnotes: Footnotes) -> list[str]:
     return table([*header, "seeds"], rows)
 
 
-def _other_start(row: Row, results: Results) -> str:
+def _budget(row: Row, results: Results) -> str:
+    """A footnote for a row that was trained for another number of epochs than the recipe's."""
+    found = results.of(row.cell)
+    if not found or found[0].cell.epochs is None:
+        return ""
+    return f"{found[0].cell.epochs} epochs, not as many as the recipe has"
+
+
+def _start(row: Row, results: Results) -> str:
     """A footnote for a row whose DeviceRec is not the one that the report has: the same seed leads
     to other weights on another kind of processor. "" if it is, and for DeviceRec itself."""
     for record in results.of(row.cell):
