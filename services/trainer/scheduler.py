@@ -52,13 +52,6 @@ class _Watched:
     begun: float = 0.0
     told: bool = False
 
-    def follow(self, schedule: Schedule) -> None:
-        """The file has been read again; a log that is still the same need not be counted anew."""
-        if schedule != self.schedule:
-            if schedule.job.data != self.schedule.job.data:
-                self.growth, self.submitted = Growth(), None
-            self.schedule, self.next = schedule, 0.0
-
 
 class Scheduler:
     """The schedules of a file, which is read again when it changes."""
@@ -113,8 +106,12 @@ class Scheduler:
     def _take_over(self, schedules: list[Schedule]) -> None:
         before, self._watched = self._watched, {}
         for schedule in schedules:
-            watched = before.get(schedule.name) or _Watched(schedule)
-            watched.follow(schedule)
+            watched = before.get(schedule.name)
+            if watched is None or watched.schedule.job.data != schedule.job.data:
+                # Of another log nothing is known, and a look at the old one may still be made.
+                watched = _Watched(schedule)
+            elif watched.schedule != schedule:
+                watched.schedule, watched.next = schedule, 0.0
             self._watched[schedule.name] = watched
 
     def _turn(self, watched: _Watched, now: float) -> None:

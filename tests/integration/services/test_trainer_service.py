@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import pytest
@@ -26,7 +27,7 @@ from services.trainer.assembling import connected
 from services.trainer.beat import Beat, Reaper
 from services.trainer.broker import EmbeddedRedis, check_redis
 from services.trainer.celery_app import QUEUE
-from services.trainer.growth import Growth
+from services.trainer.growth import Growth, Measure
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.records import connect
 from services.trainer.scheduler import Scheduler
@@ -363,13 +364,13 @@ def looks(scheduler: Scheduler, since: float, count: int = 3) -> float:
     return since
 
 
-def ended(parts, count: int) -> None:
-    """All jobs end; there have been so many."""
+def ended(parts) -> int:
+    """How many jobs there have been, of which none lives from here on."""
     found = parts.records.page((), 10)
-    assert len(found) == count
     for job in found:
         if job.state.live:
             parts.records.update(job.id, lambda old: jobs.cancelled(old, 1.0))
+    return len(found)
 
 
 def day(folder, name: str, users: range) -> None:
@@ -383,41 +384,57 @@ async def test_a_schedule_counts_what_comes_also_of_a_window_that_moves(parts, s
     day(log, "1", range(30))
     scheduler = scheduler_of(parts, settings, tmp_path, least=200)
     now = looks(scheduler, 0.0)
-    ended(parts, 1)
+    assert ended(parts) == 1
     text = (log / "1.csv").read_text().splitlines(keepends=True)
     (log / "1.csv").write_text("".join(text[:-3]))  # somebody asked to be forgotten
     now = looks(scheduler, now)
-    ended(parts, 1)
+    assert ended(parts) == 1
     day(log, "2", range(30, 60))
     (log / "1.csv").unlink()
     now = looks(scheduler, now)
-    ended(parts, 2)
+    assert ended(parts) == 2
     # Another beat knows how far the log had grown from the last job.
     another = scheduler_of(parts, settings, tmp_path, least=200)
     now = looks(another, now)
-    ended(parts, 2)
+    assert ended(parts) == 2
     day(log, "3", range(60, 90))
     looks(another, now)
-    ended(parts, 3)
+    assert ended(parts) == 3
 
 
 async def test_a_log_that_hangs_holds_up_nothing_but_its_own_schedule(
     parts, settings, tmp_path, monkeypatch, caplog
 ):
     hung, read = threading.Event(), Growth.measure
-    monkeypatch.setattr(Growth, "measure", lambda self, path: hung.wait(60) and read(self, path))
+
+    def measure(self: Growth, path: Path) -> Measure:
+        if path.name == "log":
+            hung.wait(60)
+        return read(self, path)
+
+    monkeypatch.setattr(Growth, "measure", measure)
     scheduler = scheduler_of(parts, settings, tmp_path)
-    (tmp_path / "log").mkdir()
-    day(tmp_path / "log", "1", range(30))
+    for name in ("log", "other"):
+        (tmp_path / name).mkdir()
+        day(tmp_path / name, "1", range(30))
     for now in range(300):
         scheduler.look(float(now))
     assert caplog.text.count("a schedule's look takes long") == 1
-    threads = [thread for thread in threading.enumerate() if thread.name == "look-shop"]
-    assert len(threads) == 1 and threads[0].daemon
-    hung.set()
-    threads[0].join(10)
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "look-shop")
+    assert thread.daemon
+    # The operator names another log: it is looked at while the first one still hangs.
+    path = tmp_path / "schedules.toml"
+    path.write_text(path.read_text().replace('"log"', '"other"'))
     scheduler.look(301.0)
-    assert [job.schedule for job in parts.records.page((), 10)] == ["shop"]
+    (second,) = (t for t in threading.enumerate() if t.name == "look-shop" and t is not thread)
+    second.join(10)
+    hung.set()
+    thread.join(10)
+    scheduler.look(302.0)
+    assert [job.parameters.data for job in parts.records.page((), 10)] == [str(tmp_path / "other")]
+    ended(parts)
+    looks(scheduler, 303.0)
+    assert ended(parts) == 1
 
 
 async def test_the_last_job_of_a_schedule_is_not_forgotten(parts, settings, tmp_path):
@@ -425,10 +442,10 @@ async def test_the_last_job_of_a_schedule_is_not_forgotten(parts, settings, tmp_
     day(tmp_path / "log", "1", range(30))
     scheduler = scheduler_of(parts, settings, tmp_path)
     looks(scheduler, 0.0)
-    ended(parts, 1)
+    assert ended(parts) == 1
     for count in (2, 3):
         await parts.trainer.submit(JOB)
-        ended(parts, count)
+        assert ended(parts) == count
     beat_settings, metrics = BeatSettings(keep_jobs=1), TrainerMetrics(worker=False)
     reaper = Reaper(beat_settings, parts.records, parts.announcer, metrics)
     Beat(beat_settings, settings, parts.records, reaper, scheduler, metrics).clean()
