@@ -92,7 +92,7 @@ def _budget(row: Row, results: Results) -> str:
     found = results.of(row.cell)
     if not found or found[0].cell.epochs is None:
         return ""
-    return f"{found[0].cell.epochs} epochs, not as many as the recipe has"
+    return f"{found[0].cell.epochs} epochs in place of the recipe's"
 
 
 def _start(row: Row, results: Results) -> str:

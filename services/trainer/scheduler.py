@@ -38,14 +38,15 @@ class _Found:
 class _Watched:
     """A schedule, and how far its log has grown.
 
-    submitted: `Measure.came` when its last job was submitted; None before the first look, which
-        goes by how many rows there were then.
+    submitted: `Measure.came` when its last job was submitted; None if that was not seen here, so
+        that the next look goes by how many rows there were then. last: that job's id.
     look: that is being made, of `looked_at`, since `begun` on the monotonic clock.
     """
 
     schedule: Schedule
     growth: Growth = field(default_factory=Growth)
     submitted: int | None = None
+    last: str = ""
     next: float = 0.0
     look: Future[_Found] | None = None
     looked_at: Schedule | None = None
@@ -95,8 +96,8 @@ class Scheduler:
         try:
             stamp = self._path.stat().st_mtime_ns
             if stamp != self._stamp:
-                self._take_over(read_schedules(self._path))
                 self._stamp = stamp
+                self._take_over(read_schedules(self._path))
         except (OSError, BadSchedules) as error:
             fault = str(error)
         if fault and fault != self._fault:
@@ -136,6 +137,9 @@ class Scheduler:
         last = self._records.last_of(schedule.name)
         if last is not None and last.state.live:
             return
+        if last is not None and last.id != watched.last:
+            # Of before this process, or submitted by another beat.
+            watched.submitted, watched.last = None, last.id
         rows = last.rows if last else None
         look: Future[_Found] = Future()
         watched.look, watched.looked_at, watched.begun, watched.told = look, schedule, now, False
@@ -170,6 +174,6 @@ class Scheduler:
         if found.due is None:
             return
         job = self._trainer.enqueue(schedule.job, schedule=schedule.name, rows=found.due.rows)
-        watched.submitted = found.due.came
+        watched.submitted, watched.last = found.due.came, job.id
         self._metrics.scheduled.labels(schedule.name).inc()
         log(_LOGGER, logging.INFO, "scheduled", schedule=schedule.name, job=job.id)

@@ -402,6 +402,20 @@ async def test_a_schedule_counts_what_comes_also_of_a_window_that_moves(parts, s
     assert ended(parts) == 3
 
 
+async def test_two_beats_submit_once_what_both_have_seen_come(parts, settings, tmp_path):
+    log = tmp_path / "log"
+    log.mkdir()
+    day(log, "1", range(30))
+    both = [scheduler_of(parts, settings, tmp_path, least=200) for _ in range(2)]
+    now = 0.0
+    for count, name in ((1, "2"), (2, "3"), (3, "")):
+        for each in (*both, *both):
+            now = looks(each, now)
+            assert ended(parts) == count
+        if name:
+            day(log, name, range(30 * int(name), 30 * int(name) + 30))
+
+
 async def test_a_log_that_hangs_holds_up_nothing_but_its_own_schedule(
     parts, settings, tmp_path, monkeypatch, caplog
 ):

@@ -119,7 +119,10 @@ def test_a_row_of_another_budget_than_the_recipes_says_so(tmp_path):
     part = table2("ml-1m", "sasrec")
     short = dataclasses.replace(part.rows[0].cell, epochs=3)
     text = rendered(tmp_path, [part], Results(records(record(short, 0.09))))
-    assert line(text, "DeviceRec")[0] == "DeviceRec [a]" and "[a] 3 epochs, not as many" in text
+    assert (
+        line(text, "DeviceRec")[0] == "DeviceRec [a]"
+        and "[a] 3 epochs in place of the recipe's." in text
+    )
 
 
 def test_both_recipes_of_training_are_beside_the_papers_figures_and_never_mixed(tmp_path):
